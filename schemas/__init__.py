@@ -1,0 +1,1 @@
+"""The contracts: events, rejects, warehouse rows, migrations. Imports nothing of ours."""

@@ -21,7 +21,7 @@ class Filter:
 
     field: str
     op: Op
-    values: tuple[str, ...] | tuple[int, ...]
+    values: tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)

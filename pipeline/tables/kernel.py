@@ -270,7 +270,12 @@ class Cells:
     def _rebuild(self, rows: npt.NDArray[np.intp], capacity: int) -> None:
         old, new = self.arrays, self._allocate(capacity, len(rows))
         n = len(rows)
-        new.keys[:n], new.values[:n], new.versions[:n], new.dirty[:n] = old.keys[rows], old.values[rows], old.versions[rows], old.dirty[rows]
+        new.keys[:n], new.values[:n], new.versions[:n], new.dirty[:n] = (
+            old.keys[rows],
+            old.values[rows],
+            old.versions[rows],
+            old.dirty[rows],
+        )
         dirty = np.flatnonzero(new.dirty[:n])
         new.changed[: len(dirty)] = dirty
         new.meta[1] = len(dirty)

@@ -1,0 +1,48 @@
+# Shopstream's verbs. Everything runs in .venv, made from requirements.lock on first use.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+help:  ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+$(READY): requirements.lock pyproject.toml
+	@echo "setting up .venv from requirements.lock (a minute, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+setup: $(READY)  ## make .venv with everything pinned
+
+sample: $(READY)  ## replay the bundled sample through an embedded Kafka; shows funnels and retention
+	@$(BIN)/shopstream run --clickstream sample/clickstream.ndjson.gz --orders sample/orders.ndjson.gz \
+	    --definitions sample/shopstream.toml --warehouse build/sample-warehouse
+
+test: $(READY) lint  ## lint, then every test tier
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff, strict types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the whole worker and a plain Faust agent, one core each, side by side
+	$(BIN)/python -m benchmarks.worker
+
+lock: $(READY)  ## refresh requirements.lock from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra embedded --group dev \
+	    --custom-compile-command "make lock" --upgrade pyproject.toml -o requirements.lock
+
+clean:  ## remove what was built here
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help setup sample test lint format bench lock clean

@@ -1,0 +1,114 @@
+"""What a partition writes to its changelog, and reads back: deltas and snapshots, packed.
+
+A record is a part of a delta or a snapshot: key `delta` or `snapshot`, value `Part`. The parts of one flush follow each other (one producer, one
+transaction). A delta carries the columns accepted since the last flush; a snapshot carries the whole state and makes everything before it
+unnecessary. The first flush of a partition is a snapshot. `pipeline.partition` calls `pack`, and `Reader` on a restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+PART_BYTES = 900_000
+"""Below the broker's default max.message.bytes (1,048,588) with room for the batch's and the part's own framing."""
+
+DELTA = b"delta"
+SNAPSHOT = b"snapshot"
+T = TypeVar("T")
+NamedArrays = dict[str, npt.NDArray[Any]]
+
+
+class Part(msgspec.Struct, array_like=True):
+    flush: int
+    index: int
+    count: int
+    data: bytes
+
+
+class _ArrayHead(msgspec.Struct, array_like=True):
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class _Head(msgspec.Struct, array_like=True):
+    meta: bytes
+    arrays: list[_ArrayHead]
+
+
+_decode_part = msgspec.msgpack.Decoder(Part).decode
+_decode_head = msgspec.msgpack.Decoder(_Head).decode
+
+
+class ChangelogError(Exception):
+    """The changelog does not hold what this program wrote: a part is missing or damaged. Restoring would give wrong numbers, so it stops."""
+
+
+def pack(key: bytes, flush: int, meta: Any, arrays: NamedArrays, level: int = 1) -> list[tuple[bytes, bytes]]:
+    """Changelog records (key, value) of one delta or snapshot; `meta` is anything msgspec can encode."""
+    heads = [_ArrayHead(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    head = msgspec.msgpack.encode(_Head(msgspec.msgpack.encode(meta), heads))
+    compressor = zstandard.ZstdCompressor(level=level)
+    blocks = [len(head).to_bytes(4, "little"), head, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())]
+    data = compressor.compress(b"".join(blocks))
+    count = max(1, -(-len(data) // PART_BYTES))
+    return [(key, msgspec.msgpack.encode(Part(flush, i, count, data[i * PART_BYTES : (i + 1) * PART_BYTES]))) for i in range(count)]
+
+
+def unpack(data: bytes, meta_type: type[T]) -> tuple[T, NamedArrays]:
+    """The meta and the arrays that `pack` was given."""
+    raw = zstandard.ZstdDecompressor().decompress(data)
+    size = int.from_bytes(raw[:4], "little")
+    head = _decode_head(raw[4 : 4 + size])
+    at = 4 + size
+    arrays: NamedArrays = {}
+    for item in head.arrays:
+        dtype = np.dtype(item.dtype)
+        n = int(np.prod(item.shape, dtype=np.int64))
+        arrays[item.name] = np.frombuffer(raw, dtype, n, at).reshape(item.shape).copy()  # aligned and writable, as kernels are compiled for
+        at += n * dtype.itemsize
+    return msgspec.msgpack.decode(head.meta, type=meta_type), arrays
+
+
+class Reader:
+    """Gathers parts in log order; afterwards `snapshot` is the newest whole one, `deltas` those after it, by flush number."""
+
+    def __init__(self) -> None:
+        self.snapshot: tuple[int, bytes] | None = None
+        self.deltas: list[tuple[int, bytes]] = []
+        self._parts: list[Part] = []
+
+    def read(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
+        """Raises ChangelogError on a gap in parts or flush numbers."""
+        for key, value in records:
+            if key not in (DELTA, SNAPSHOT) or value is None:
+                raise ChangelogError(f"a changelog record with key {key!r}: another program writes to this topic")
+            try:
+                part = _decode_part(value)
+            except msgspec.DecodeError as error:
+                raise ChangelogError(f"a damaged changelog record: {error}") from error
+            if part.index != len(self._parts) or (self._parts and part.flush != self._parts[0].flush):
+                raise ChangelogError(f"flush {part.flush}: part {part.index} of {part.count} does not follow what was read")
+            self._parts.append(part)
+            if len(self._parts) == part.count:
+                self._whole(key, part.flush, b"".join(p.data for p in self._parts))
+                self._parts = []
+        if self._parts:
+            raise ChangelogError(f"flush {self._parts[0].flush} is not whole")
+
+    def _whole(self, key: bytes, flush: int, data: bytes) -> None:
+        if key == SNAPSHOT:
+            self.snapshot, self.deltas = (flush, data), []
+            return
+        if self.snapshot is None:
+            raise ChangelogError(f"flush {flush} comes before any snapshot: the head of the changelog is gone")
+        last = self.deltas[-1][0] if self.deltas else self.snapshot[0]
+        if flush != last + 1:
+            raise ChangelogError(f"flush {flush} follows {last}: a part of the changelog is gone")
+        self.deltas.append((flush, data))

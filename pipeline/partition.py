@@ -1,0 +1,433 @@
+"""The protocol of one partition, without I/O or clock: offer runs of records, take a snapshot, hear that it was committed, hear that it was sunk.
+
+`pipeline.streaming` drives it with Kafka and the warehouse; a simulation can drive it with anything and stop between any two steps.
+At every commit the changelog says exactly *state after the events before the positions*; what the warehouse gets is the value of a committed flush.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, NamedArrays, Reader, pack, unpack
+from pipeline.columns import I64, Columns
+from pipeline.decode import Decoded, Decoder, Record
+from pipeline.definitions import Definitions
+from pipeline.tables.board import Board, next_generations
+from schemas.rejects import Reason, RejectEnvelope
+from schemas.rows import PROGRESS, REJECTS, Rows
+
+REKEYED_HEADER = "shopstream-rekeyed"
+ORIGIN_HEADER = "shopstream-topic"
+NO_WATERMARK = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Names of the topics of one pipeline; partition p of each belongs together."""
+
+    clickstream: str = "clickstream"
+    orders: str = "orders"
+    app_id: str = "shopstream"
+
+    @property
+    def sources(self) -> tuple[str, str, str]:
+        return self.clickstream, self.orders, self.rekeyed
+
+    @property
+    def rekeyed(self) -> str:
+        return f"{self.app_id}.rekeyed"
+
+    @property
+    def changelog(self) -> str:
+        return f"{self.app_id}.changelog"
+
+    @property
+    def rejected(self) -> tuple[str, str]:
+        return self.rejected_of(self.clickstream), self.rejected_of(self.orders)
+
+    @staticmethod
+    def rejected_of(topic: str) -> str:
+        return f"{topic}.rejected"
+
+    def kind(self, topic: str) -> str:
+        """`clickstream` or `orders`, whatever the topic is called."""
+        return "clickstream" if topic == self.clickstream else "orders"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Limits of a partition. A brake goes on when more than `brake_ratio` of the last `brake_records` records of a topic were rejected."""
+
+    max_message_bytes: int = 1 << 20
+    brake_ratio: float = 0.5
+    brake_records: int = 1000
+    snapshot_bytes: int = 32 << 20  # a snapshot is due when the deltas since the last one exceed this and half its own size
+
+
+class Run(NamedTuple):
+    """Records of one topic partition that follow each other; what a Faust message carries."""
+
+    topic: str
+    partition: int
+    records: Sequence[Record]
+    next_offset: int
+    begin: int = -1  # the consumer's position before this run, -1 when not known
+
+
+class OutRecord(NamedTuple):
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """What goes out in one transaction: changelog records, rejects and re-keyed records."""
+
+    n: int
+    records: list[OutRecord]
+    snapshot: bool  # the changelog before this flush is not needed any more
+
+
+class ContinuityError(Exception):
+    """A run does not begin at the partition's position. Applying it would lose or double events, so the process ends; a restart is exact."""
+
+
+class BrakesOn(Exception):
+    """Too many rejects in a topic: more likely a bad deploy than bad data. The run was not applied; consumption of the topic must stop."""
+
+
+class TopicState(msgspec.Struct):
+    """A source topic's place in the position record. Counts are totals since the first event."""
+
+    next_offset: int = 0
+    watermark: int = NO_WATERMARK
+    applied: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    too_late: int = 0
+    rekeyed: int = 0
+    unknown_events: int = 0
+    unknown_fields: int = 0
+
+
+RejectRow = tuple[str, int, int, str, str, bytes, bytes, int, int]  # schemas.rows.REJECTS
+
+
+class _Meta(msgspec.Struct):
+    """The position record, and what a delta or a snapshot carries besides arrays."""
+
+    topics: dict[str, TopicState]
+    horizon: int
+    sunk: int
+    strings: list[str]  # new ones in a delta, all in a snapshot
+    rejects: list[RejectRow]  # of this flush in a delta, all not yet sunk in a snapshot
+    generations: list[Definitions]  # empty in a delta
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What was accepted since the last flush."""
+
+    columns: list[Columns] = field(default_factory=list)
+    users: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    rejects: list[tuple[str, RejectRow]] = field(default_factory=list)
+    rekeyed: list[OutRecord] = field(default_factory=list)
+    moved: bool = False
+
+
+class _Captured(NamedTuple):
+    n: int
+    keys: I64
+    values: I64
+    versions: I64
+    rejects: list[RejectRow]
+    progress: list[tuple[Any, ...]]
+
+
+class Partition:
+    """One partition's state and its place in the logs. Methods never block and never wait."""
+
+    def __init__(
+        self, number: int, partitions: int, definitions: Definitions, topics: Topics | None = None, options: Options | None = None
+    ) -> None:
+        self.number = number
+        self.partitions = partitions
+        self.definitions = definitions
+        self.topics = topics or Topics()
+        self.options = options or Options()
+        self.flushed = 0  # newest flush number taken
+        self.sunk_flush = 0  # newest flush the sink confirmed
+        self.horizon = 0
+        self.states: dict[str, TopicState] = {}
+        self.idle: set[str] = set()  # topics that hold no watermark back, set by the driver
+        self._start(Board([definitions]))
+        self._rejects: list[RejectRow] = []
+        self._pending = _Pending()
+        self._captured: _Captured | None = None
+        self._sendable: _Captured | None = None
+        self._recent: dict[str, deque[tuple[int, int]]] = {}
+        self._snapshot_due = True
+        self._delta_bytes = 0
+        self._snapshot_bytes = 0
+        self._strings_logged = 1
+        self._users_logged = 0
+        self._evict_at = 65_536
+
+    def _start(self, board: Board) -> None:
+        self.board = board
+        self.decoder = Decoder(board.plan, board.strings, self.number, self.partitions, self.options.max_message_bytes)
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """Next offset to apply by topic; a topic never read is absent."""
+        return {topic: state.next_offset for topic, state in self.states.items()}
+
+    @property
+    def watermark(self) -> int:
+        """Smallest watermark (ms) of the topics that are not idle; NO_WATERMARK while one of them has shown no event yet."""
+        known = {t: self.states[t].watermark if t in self.states else NO_WATERMARK for t in (self.topics.clickstream, self.topics.orders)}
+        return min((w for t, w in known.items() if t not in self.idle), default=max(known.values()))
+
+    # --- intake ---------------------------------------------------------------------------------------------------------
+
+    def offer(self, run: Run) -> None:
+        """Apply a run. Raises ContinuityError, or BrakesOn (then nothing of the run was applied)."""
+        state = self.states.get(run.topic) or TopicState()
+        begin = run.begin if run.begin >= 0 else run.records[0].offset if run.records else run.next_offset
+        if run.topic in self.states and (begin != state.next_offset if run.begin >= 0 else begin < state.next_offset):
+            raise ContinuityError(f"{run.topic}[{self.number}]: a run begins at offset {begin}, the position is {state.next_offset}")
+        decoded = self._decode(run)
+        columns = decoded.columns
+        late, watermark = self._judge_lateness(columns.ts, state.watermark)
+        self._brake(run.topic, len(run.records), len(decoded.rejects) + int(late.sum()))
+
+        for reject in decoded.rejects:
+            self._reject(run, run.records[reject.index], reject.reason, reject.cause)
+        for row in np.flatnonzero(late):
+            ts = int(columns.ts[row])
+            cause = f"ts {ts} is more than the allowed lateness of {self.definitions.lateness_ms} ms before the watermark"
+            self._reject(run, run.records[decoded.rows[row]], Reason.TOO_LATE, cause)
+        for rekey in decoded.rekey:
+            self._rekey(run, run.records[rekey.index], rekey.partition)
+
+        accepted = columns.take(~late) if late.any() else columns
+        duplicates = self.board.seen.duplicates(accepted.event_id, accepted.ts)
+        if duplicates.any():
+            accepted = accepted.take(~duplicates)
+        if len(accepted):
+            self._pending.users.append(self.board.apply(accepted))
+            self._pending.columns.append(accepted)
+
+        self.states[run.topic] = TopicState(
+            run.next_offset,
+            watermark,
+            state.applied + len(accepted),
+            state.duplicates + int(duplicates.sum()),
+            state.rejected + len(decoded.rejects),
+            state.too_late + int(late.sum()),
+            state.rekeyed + len(decoded.rekey),
+            state.unknown_events + decoded.unknown_events,
+            state.unknown_fields + decoded.unknown_fields,
+        )
+        self._pending.moved = True
+
+    def advance(self, topic: str, next_offset: int) -> None:
+        """The consumer moved past offsets that hold no records (transaction markers, compaction)."""
+        state = self.states.setdefault(topic, TopicState())
+        if next_offset > state.next_offset:
+            state.next_offset = next_offset
+            self._pending.moved = True
+
+    def _decode(self, run: Run) -> Decoded:
+        if run.topic != self.topics.rekeyed:
+            return self.decoder.decode(self.topics.kind(run.topic), run.records)
+        return self.decoder.decode_rekeyed(run.records)
+
+    def _judge_lateness(self, ts: I64, watermark: int) -> tuple[npt.NDArray[np.bool_], int]:
+        """Which events [n] are too late for the topic's watermark before them or for the partition's horizon, and the watermark after them."""
+        running = np.maximum.accumulate(np.concatenate((np.array([watermark], np.int64), ts)))
+        return ts < np.maximum(running[:-1] - self.definitions.lateness_ms, self.horizon), int(running[-1])
+
+    def _brake(self, topic: str, records: int, rejects: int) -> None:
+        recent = self._recent.setdefault(topic, deque())
+        recent.append((records, rejects))
+        total, bad = sum(r for r, _ in recent), sum(b for _, b in recent)
+        if total >= self.options.brake_records and bad > self.options.brake_ratio * total:
+            recent.pop()
+            raise BrakesOn(
+                f"{topic}[{self.number}]: {bad} of the last {total} records would be rejected, more than {self.options.brake_ratio:.0%}; "
+                "fix the producer, or raise the reject ratio to let them into the dead letters"
+            )
+        while total - recent[0][0] >= self.options.brake_records:
+            total -= recent.popleft()[0]
+
+    def _reject(self, run: Run, record: Record, reason: Reason, cause: str) -> None:
+        raw = (record.value or b"")[: self.options.max_message_bytes]
+        row = (run.topic, self.number, record.offset, reason.value, cause, record.key or b"", raw, record.timestamp, 0)
+        topic = self.topics.clickstream if run.topic == self.topics.rekeyed else run.topic
+        self._pending.rejects.append((self.topics.rejected_of(topic), row))
+
+    def _rekey(self, run: Run, record: Record, partition: int) -> None:
+        headers = [(REKEYED_HEADER, b"1"), (ORIGIN_HEADER, self.topics.kind(run.topic).encode())]
+        self._pending.rekeyed.append(OutRecord(self.topics.rekeyed, partition, record.key, record.value or b"", headers))
+
+    # --- flush ----------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Flush | None:
+        """All that changed since the last flush, at one instant; None when nothing did."""
+        pending = self._pending
+        if not pending.moved:
+            return None
+        self._pending = _Pending()
+        self.flushed += 1
+        n = self.flushed
+        if self.watermark != NO_WATERMARK:
+            self.horizon = max(self.horizon, self.watermark - self.definitions.lateness_ms)
+        self.board.expire(self.horizon)
+        self.board.cells.stamp(n)
+        rejects = [(*row[:-1], n) for _, row in pending.rejects]
+        self._rejects = [row for row in self._rejects if row[-1] > self.sunk_flush] + rejects
+        if len(self.board.cells) > self._evict_at:
+            self.board.evict(self.horizon + self.definitions.lateness_ms, self.sunk_flush)
+            self._evict_at = max(65_536, 2 * len(self.board.cells))
+
+        whole = self._snapshot_due
+        changelog = self._pack_snapshot(n) if whole else self._pack_delta(n, pending, rejects)
+        self._strings_logged = len(self.board.strings)
+        self._users_logged = len(self.board.users)
+        self._capture(n)
+        records = [OutRecord(self.topics.changelog, self.number, key, value, []) for key, value in changelog]
+        for (topic, _), row in zip(pending.rejects, rejects, strict=True):
+            records.append(OutRecord(topic, self.number, row[5] or None, RejectEnvelope.of(row).encode(), []))
+        return Flush(n, records + pending.rekeyed, whole)
+
+    def _meta(self, strings: list[str], rejects: list[RejectRow], generations: list[Definitions]) -> _Meta:
+        return _Meta(self.states, self.horizon, self.sunk_flush, strings, rejects, generations)
+
+    def _pack_snapshot(self, n: int) -> list[tuple[bytes, bytes]]:
+        arrays = {f"{owner}/{name}": array for owner, named in self.board.dump().items() for name, array in named.items()}
+        records = pack(SNAPSHOT, n, self._meta(self.board.strings.texts, self._rejects, self.board.generations), arrays)
+        self._snapshot_bytes, self._delta_bytes, self._snapshot_due = sum(len(v) for _, v in records), 0, False
+        return records
+
+    def _pack_delta(self, n: int, pending: _Pending, rejects: list[RejectRow]) -> list[tuple[bytes, bytes]]:
+        arrays: NamedArrays = {}
+        if pending.columns:
+            columns = Columns.concatenate(pending.columns)
+            arrays = {name: getattr(columns, name) for name in Columns.__slots__ if name != "user"}
+            arrays["user_index"] = np.concatenate(pending.users)
+            arrays["new_users"] = self.board.users.keys[self._users_logged : len(self.board.users)]
+        records = pack(DELTA, n, self._meta(self.board.strings.since(self._strings_logged), rejects, []), arrays)
+        self._delta_bytes += sum(len(v) for _, v in records)
+        self._snapshot_due = self._deltas_outgrew()
+        return records
+
+    def _deltas_outgrew(self) -> bool:
+        return self._delta_bytes > max(self.options.snapshot_bytes, self._snapshot_bytes // 2)
+
+    def _capture(self, n: int) -> None:
+        rows = self.board.cells.above(self.sunk_flush)
+        cells = self.board.cells.arrays
+        watermark = self.horizon + self.definitions.lateness_ms if self.horizon else 0
+        progress = [
+            (topic, self.number, s.next_offset, max(0, watermark), s.applied, s.duplicates, s.rejected, s.too_late, s.rekeyed, n)
+            for topic, s in self.states.items()
+        ]
+        self._captured = _Captured(n, cells.keys[rows], cells.values[rows], cells.versions[rows], list(self._rejects), progress)
+
+    def committed(self, flush: Flush) -> None:
+        """The transaction of `flush` is committed: its values may go to the sink."""
+        if self._captured is None or self._captured.n != flush.n:
+            raise AssertionError(f"flush {flush.n} was committed, {self._captured and self._captured.n} was taken")
+        self._sendable, self._captured = self._captured, None
+
+    # --- sink -----------------------------------------------------------------------------------------------------------
+
+    def sink_rows(self) -> tuple[int, Rows] | None:
+        """The newest committed flush's number and every row that changed after the last confirmed one; None when the sink has all."""
+        captured = self._sendable
+        if captured is None or captured.n <= self.sunk_flush:
+            return None
+        new = captured.versions > self.sunk_flush
+        rows = self.board.rows(captured.keys[new], captured.values[new], captured.versions[new], self.number)
+        rejects = [row for row in captured.rejects if row[-1] > self.sunk_flush]
+        if rejects:
+            rows["rejects"] = dict(zip(REJECTS, map(list, zip(*rejects, strict=True)), strict=True))
+        rows["progress"] = dict(zip(PROGRESS, map(list, zip(*captured.progress, strict=True)), strict=True))
+        return captured.n, rows
+
+    def sunk(self, n: int) -> None:
+        """The sink has acknowledged every row up to flush `n`."""
+        self.sunk_flush = max(self.sunk_flush, n)
+        if self._sendable is not None and self._sendable.n <= n:
+            self._sendable = None
+
+    # --- restore --------------------------------------------------------------------------------------------------------
+
+    def restore(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
+        """Take over from the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError."""
+        reader = Reader()
+        reader.read(records)
+        if reader.snapshot is None:
+            return
+        self.flushed, data = reader.snapshot
+        meta, arrays = unpack(data, _Meta)
+        self._load(meta, arrays)
+        known = self.board.generations
+        for n, data in reader.deltas:
+            meta, arrays = unpack(data, _Meta)
+            self._replay(n, meta, arrays)
+            self.flushed = n
+        generations = next_generations(self.board.generations, self.definitions)
+        if generations != self.board.generations:
+            self._upgrade(generations)
+        self._snapshot_bytes, self._delta_bytes = len(reader.snapshot[1]), sum(len(data) for _, data in reader.deltas)
+        self._snapshot_due = generations != known or self._deltas_outgrew()
+        self._strings_logged, self._users_logged = len(self.board.strings), len(self.board.users)
+        self._capture(self.flushed)
+        self._sendable, self._captured = self._captured, None
+
+    def _load(self, meta: _Meta, arrays: NamedArrays) -> None:
+        parts: dict[str, NamedArrays] = {}
+        for name, array in arrays.items():
+            owner, _, key = name.partition("/")
+            parts.setdefault(owner, {})[key] = array
+        board = Board(meta.generations)
+        board.load(parts, meta.strings)
+        self._start(board)
+        self._adopt(meta)
+        self._rejects = meta.rejects
+
+    def _replay(self, n: int, meta: _Meta, arrays: NamedArrays) -> None:
+        self.board.strings.extend(meta.strings)
+        if arrays:
+            user, new = arrays.pop("user_index"), arrays.pop("new_users")
+            if len(new) and int(self.board.users.resolve(new)[0]) != len(self.board.users) - len(new):
+                raise ChangelogError(f"flush {n}: its new users do not follow the known ones")
+            columns = Columns(user=self.board.users.keys[user], **arrays)
+            self.board.seen.remember(columns.event_id, columns.ts)
+            self.board.apply(columns, user)
+        self.board.expire(meta.horizon)
+        self.board.cells.stamp(n)
+        self._adopt(meta)
+        self._rejects += meta.rejects
+
+    def _adopt(self, meta: _Meta) -> None:
+        self.states, self.horizon, self.sunk_flush = meta.topics, meta.horizon, meta.sunk
+        self._rejects = [row for row in self._rejects if row[-1] > meta.sunk]
+
+    def _upgrade(self, generations: list[Definitions]) -> None:
+        """Go on with changed definitions: what did not change keeps its state, what is new starts empty."""
+        board = Board(generations)
+        board.load(self.board.dump(), self.board.strings.texts)
+        self._start(board)

@@ -1,0 +1,444 @@
+"""Retention: users by cohort period and by the later periods they came back in, with sums and the last active period.
+
+In: accepted batches. Out: cells (metric + retention << 32 | measure << 16 | n, cohort start, segment << 32). Called by `pipeline.tables.board`.
+
+- A user's cohort is the period of their first event ever that matches `cohort`; the segment is its breakdown field (equal times: smaller event_id hash).
+- A user is active in n = 1..periods when an event matching `returning` lies in the cohort's period + n. n = 0 counts the cohort.
+- A late event that moves the first occurrence earlier takes all the user's counts out of the old cohort and into the new one.
+
+What is remembered: return periods (one bit each) in [min(c, h), c + periods], or from h on while the cohort period c is not known; h is the
+horizon's period. Earlier ones can neither follow a cohort nor be its period: a cohort moves only to periods >= h, and only backwards.
+That is at most periods + 1 + (newest event − horizon) in periods, so `first_words` suffices while newest − horizon <= lateness.
+A row that needs more (topics read at very different speeds) stops the kernel before it changes anything, and all rows get more words.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.columns import I32, I64, U64, Strings
+from pipeline.definitions import Period, Retention
+from pipeline.plan import Plan
+from pipeline.tables.kernel import (
+    Arena,
+    ArenaArrays,
+    CellArrays,
+    Cells,
+    arena_give,
+    arena_take,
+    block_class,
+    block_words,
+    cells_add,
+    cells_room,
+    grown,
+    jit,
+)
+from pipeline.tables.table import Arrays, Batch
+from pipeline.windows import DAY_MS, HOUR_MS, WINDOW_OF_PERIOD, boundaries, window_indices
+from schemas.rows import Rows
+
+MEASURES = ("users", "last", "value")
+USERS, LAST, VALUE = 0, 1 << 16, 2 << 16
+DONE, MORE_CELLS, MORE_ROWS, MORE_WORDS, MORE_ARENA = 0, 1, 2, 3, 4
+NEVER = np.iinfo(np.int64).max
+SHORTEST_MS: dict[Period, int] = {"day": DAY_MS - HOUR_MS, "week": 7 * DAY_MS - HOUR_MS, "month": 28 * DAY_MS - HOUR_MS}
+
+
+class Spec(NamedTuple):
+    """One retention as numbers; `breakdown` and `value` are columns or -1."""
+
+    metric: int
+    cohort: int
+    returning: int
+    breakdown: int
+    value: int
+    periods: int
+    starts: I64
+
+
+class Events(NamedTuple):
+    """The columns of a batch that retentions read, and its grouping by user."""
+
+    event_id: U64
+    ts: I64
+    bits: U64
+    fields: I32
+    numbers: I64
+    user: I32
+    order: I64
+    starts: I64
+
+
+class State(NamedTuple):
+    """One retention's users. A user without a matching event has no row: 4 bytes; a row has 36 and 8 a word of activity."""
+
+    rows: I32  # [users] the user's row or -1
+    first: I64  # [capacity] ts of the first cohort event, NEVER while there is none
+    tie: U64  # [capacity] its event_id
+    segment: I32  # [capacity]
+    cohort: I32  # [capacity] its period
+    base: I32  # [capacity] period of bit 0
+    sums: I32  # [capacity] arena block of (period, sum) pairs after a word class << 32 | pairs; -1 without
+    bits: U64  # [capacity, words] bit i: a return event in period base + i
+    used: I64  # [1] rows in use
+
+
+@jit
+def _holds(bits: U64, row: int, number: int) -> bool:
+    return (bits[row, number >> 6] >> np.uint64(number & 63)) & np.uint64(1) != 0
+
+
+@jit
+def _set(bits: U64, row: int, number: int) -> None:
+    bits[row, number >> 6] |= np.uint64(1) << np.uint64(number & 63)
+
+
+@jit
+def _active(state: State, row: int, period: int) -> bool:
+    at = period - np.int64(state.base[row])
+    return 0 <= at < state.bits.shape[1] * 64 and _holds(state.bits, row, at)
+
+
+@jit
+def _last(spec: Spec, state: State, row: int, cohort: int) -> int:
+    n = spec.periods
+    while n > 0 and not _active(state, row, cohort + n):
+        n -= 1
+    return n
+
+
+@jit
+def _count(spec: Spec, state: State, row: int, sign: int, words: I64, cells: CellArrays) -> None:
+    """Add (1) or take back (-1) everything the user stands for in their cohort."""
+    cohort = np.int64(state.cohort[row])
+    k0, k1, k2 = spec.metric << 32, spec.starts[cohort], np.int64(state.segment[row]) << 32
+    cells_add(cells, k0 | USERS, k1, k2, sign)
+    last = 0
+    for n in range(1, spec.periods + 1):
+        if _active(state, row, cohort + n):
+            cells_add(cells, k0 | USERS | n, k1, k2, sign)
+            last = n
+    cells_add(cells, k0 | LAST | last, k1, k2, sign)
+    head = np.int64(state.sums[row])
+    if head >= 0:
+        for i in range(words[head] & 0xFFFFFFFF):
+            n, total = words[head + 1 + 2 * i] - cohort, words[head + 2 + 2 * i]
+            if 0 <= n <= spec.periods and total != 0:
+                cells_add(cells, k0 | VALUE | n, k1, k2, sign * total)
+
+
+@jit
+def _add_sum(words: I64, head: int, period: int, amount: int) -> None:
+    pairs = words[head] & 0xFFFFFFFF
+    for i in range(pairs):
+        if words[head + 1 + 2 * i] == period:
+            words[head + 2 + 2 * i] += amount
+            return
+    words[head + 1 + 2 * pairs] = period
+    words[head + 2 + 2 * pairs] = amount
+    words[head] += 1
+
+
+@jit
+def _sums_room(arena: ArenaArrays, state: State, row: int, adds: int, low: int, high: int) -> bool:
+    """Room for `adds` more pairs in the row's block, from a bigger one if need be, without pairs outside [low, high]; False when the arena is full."""
+    words, head = arena.words, np.int64(state.sums[row])
+    if head >= 0:
+        pairs, size_class = words[head] & 0xFFFFFFFF, words[head] >> 32
+        if 1 + 2 * (pairs + adds) <= block_words(size_class):
+            return True
+        kept = 0
+        for i in range(pairs):
+            if low <= words[head + 1 + 2 * i] <= high:
+                words[head + 1 + 2 * kept] = words[head + 1 + 2 * i]
+                words[head + 2 + 2 * kept] = words[head + 2 + 2 * i]
+                kept += 1
+        words[head] = size_class << 32 | kept
+        if 1 + 2 * (kept + adds) <= block_words(size_class):
+            return True
+    else:
+        kept, size_class = 0, 0
+    new_class = block_class(1 + 2 * (kept + adds))
+    at = arena_take(arena, new_class)
+    if at < 0:
+        return False
+    for k in range(2 * kept):
+        words[at + 1 + k] = words[head + 1 + k]
+    words[at] = new_class << 32 | kept
+    if head >= 0:
+        arena_give(arena, head, size_class)
+    state.sums[row] = at
+    return True
+
+
+@jit
+def _span(state: State, row: int, low: int, high: int, first: int, last: int) -> tuple[int, int]:
+    """The lowest and highest of the periods `first`, `last` and those of the row's bits that are in [low, high]."""
+    for at in range(state.bits.shape[1] * 64):
+        period = np.int64(state.base[row]) + at
+        if low <= period <= high and _holds(state.bits, row, at):
+            first, last = min(first, period), max(last, period)
+    return first, last
+
+
+@jit
+def _rebase(state: State, row: int, base: int, low: int, high: int) -> None:
+    """Move the row's bits so that bit 0 is period `base`, without those outside [low, high]; the rest must fit."""
+    old, size = np.int64(state.base[row]), state.bits.shape[1] * 64
+    for k in range(size):
+        at = k if base > old else size - 1 - k  # a bit moves to where the bits have been moved already
+        if _holds(state.bits, row, at):
+            state.bits[row, at >> 6] ^= np.uint64(1) << np.uint64(at & 63)
+            if low <= old + at <= high:
+                _set(state.bits, row, old + at - base)
+    state.base[row] = base
+
+
+@jit
+def _apply(
+    spec: Spec, events: Events, horizon: int, g: int, state: State, arena: ArenaArrays, cells: CellArrays, periods: I64, sums: I64
+) -> tuple[int, int, int]:
+    """Apply users' groups from g on; `horizon` is a period. (status, g, amount): when not DONE, make room and go on from there."""
+    starts = spec.starts
+    period, begin, end = 0, NEVER, NEVER  # the period found last holds [begin, end)
+    while g < len(events.starts) - 1:
+        first_row, last_row = events.starts[g], events.starts[g + 1]
+        u = np.int64(events.user[events.order[first_row]])
+        row = np.int64(state.rows[u])
+        first, tie = NEVER, np.uint64(0)
+        if row >= 0:
+            first, tie = state.first[row], state.tie[row]
+        known = first != NEVER
+
+        # A group is sorted by time, so its return periods come in order: one entry each.
+        best, m = -1, 0
+        for position in range(first_row, last_row):
+            r = events.order[position]
+            returns = _holds(events.bits, r, spec.returning)
+            if _holds(events.bits, r, spec.cohort) and events.ts[r] <= first:
+                if events.ts[r] < first or events.event_id[r] < tie:
+                    best, first, tie = r, events.ts[r], events.event_id[r]
+            if returns:
+                ts = events.ts[r]
+                if not begin <= ts < end:
+                    period = np.searchsorted(starts, ts, side="right") - 1
+                    begin = starts[period]
+                    end = starts[period + 1] if period + 1 < len(starts) else NEVER
+                if m == 0 or periods[m - 1] != period:
+                    periods[m] = period
+                    sums[m] = 0
+                    m += 1
+                if spec.value >= 0:
+                    sums[m - 1] += events.numbers[r, spec.value]
+        if m == 0 and best < 0:
+            g += 1
+            continue
+
+        old_cohort, old_segment = np.int64(0), np.int64(0)
+        if known:
+            old_cohort, old_segment = np.int64(state.cohort[row]), np.int64(state.segment[row])
+        cohort, segment = old_cohort, old_segment
+        if best >= 0:
+            cohort = np.searchsorted(starts, first, side="right") - 1
+            segment = np.int64(events.fields[best, spec.breakdown]) if spec.breakdown >= 0 else np.int64(0)
+        low, high, old_high = horizon, NEVER, NEVER
+        if known or best >= 0:
+            low, high = min(cohort, horizon), cohort + spec.periods
+            old_high = old_cohort + spec.periods if known else high
+        at = 0
+        while at < m and periods[at] < low:
+            at += 1
+        while m > at and periods[m - 1] > high:
+            m -= 1
+        if at == m and best < 0:
+            g += 1
+            continue
+
+        if not cells_room(cells, 4 * spec.periods + 8):
+            return MORE_CELLS, g, 4 * spec.periods + 8
+        if row < 0:
+            row = state.used[0]
+            if row == len(state.first):
+                return MORE_ROWS, g, 1
+            state.used[0] += 1
+            state.rows[u] = row
+            state.first[row] = NEVER
+            state.sums[row] = -1
+            state.base[row] = periods[at] if at < m else cohort
+            state.bits[row] = 0
+        base = np.int64(state.base[row])
+        if at < m and not (base <= periods[at] and periods[m - 1] < base + state.bits.shape[1] * 64):
+            base, top = _span(state, row, low, high, periods[at], periods[m - 1])
+            if top - base >= state.bits.shape[1] * 64:
+                return MORE_WORDS, g, top - base + 1
+        adds = 0
+        for i in range(at, m):
+            adds += sums[i] != 0
+        if adds and not _sums_room(arena, state, row, adds, low, old_high):
+            return MORE_ARENA, g, 4 * adds + 64 + block_words(block_class(1 + 2 * adds))
+
+        moves = best >= 0 and not (known and cohort == old_cohort and segment == old_segment)
+        if moves and known:
+            _count(spec, state, row, -1, arena.words, cells)
+        if best >= 0:
+            state.first[row] = first
+            state.tie[row] = tie
+            state.cohort[row] = cohort
+            state.segment[row] = segment
+        if base != state.base[row]:
+            _rebase(state, row, base, low, high)
+        counts = known and not moves
+        k0, k1, k2 = spec.metric << 32, starts[cohort], segment << 32
+        before = -1
+        for i in range(at, m):
+            n = periods[i] - cohort
+            if not _holds(state.bits, row, periods[i] - base):
+                if counts and n > 0:
+                    if before < 0:
+                        before = _last(spec, state, row, cohort)
+                    cells_add(cells, k0 | USERS | n, k1, k2, 1)
+                _set(state.bits, row, periods[i] - base)
+            if sums[i] != 0:
+                _add_sum(arena.words, np.int64(state.sums[row]), periods[i], sums[i])
+                if counts and n >= 0:
+                    cells_add(cells, k0 | VALUE | n, k1, k2, sums[i])
+        if before >= 0:
+            after = _last(spec, state, row, cohort)
+            if after != before:
+                cells_add(cells, k0 | LAST | before, k1, k2, -1)
+                cells_add(cells, k0 | LAST | after, k1, k2, 1)
+        if moves:
+            _count(spec, state, row, 1, arena.words, cells)
+        g += 1
+    return DONE, g, 0
+
+
+def first_words(retention: Retention, lateness_ms: int) -> int:
+    """Words a row needs while no event is more than the lateness newer than the horizon; both ends may cut into a period."""
+    bits = retention.periods + 1 + -(-lateness_ms // SHORTEST_MS[retention.period]) + 1
+    return -(-bits // 64)
+
+
+def _empty_state(words: int, capacity: int = 1024) -> State:
+    return State(
+        np.full(1024, -1, np.int32), np.empty(capacity, np.int64), np.empty(capacity, np.uint64), np.empty(capacity, np.int32),
+        np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32),
+        np.empty((capacity, words), np.uint64), np.zeros(1, np.int64),
+    )  # fmt: skip
+
+
+PER_ROW = ("first", "tie", "segment", "cohort", "base", "sums", "bits")
+
+
+class RetentionTable:
+    """All retentions of one partition."""
+
+    def __init__(self, plan: Plan, metric: int) -> None:
+        self.metric = metric
+        self.retentions = plan.definitions.retentions
+        self.metrics = len(self.retentions)
+        self.time_zone = plan.definitions.time_zone
+        self.lateness_ms = plan.definitions.lateness_ms
+        self.horizon = -1
+        self.specs = [self._spec(plan, i, retention) for i, retention in enumerate(self.retentions)]
+        self.states = [_empty_state(first_words(retention, self.lateness_ms)) for retention in self.retentions]
+        self.arena = Arena()
+
+    def _spec(self, plan: Plan, i: int, retention: Retention) -> Spec:
+        return Spec(
+            self.metric + i,
+            plan.predicate(retention.cohort),
+            plan.predicate(retention.returning),
+            plan.field(retention.breakdown) if retention.breakdown else -1,
+            plan.number(retention.value) if retention.value else -1,
+            retention.periods,
+            boundaries(WINDOW_OF_PERIOD[retention.period], self.time_zone).starts,
+        )
+
+    def apply(self, batch: Batch, cells: Cells) -> None:
+        """Add the batch's events to their users' activity and correct the cells."""
+        c = batch.columns
+        events = Events(
+            c.event_id, c.ts, np.ascontiguousarray(c.bits), np.ascontiguousarray(c.fields), np.ascontiguousarray(c.numbers),
+            batch.user, batch.order, batch.starts,
+        )  # fmt: skip
+        periods, sums = np.empty(len(c), np.int64), np.empty(len(c), np.int64)
+        for i, (spec, retention) in enumerate(zip(self.specs, self.retentions, strict=True)):
+            state = self.states[i]
+            if batch.users > len(state.rows):
+                self.states[i] = state._replace(rows=grown(state.rows, max(2 * len(state.rows), batch.users), fill=-1))
+            horizon = self._period(retention, self.horizon)
+            status, g = -1, 0
+            while status != DONE:
+                status, g, amount = _apply(spec, events, horizon, g, self.states[i], self.arena.arrays, cells.arrays, periods, sums)
+                if status == MORE_CELLS:
+                    cells.grow(amount)
+                elif status == MORE_ARENA:
+                    self.arena.grow(amount)
+                elif status != DONE:
+                    self.states[i] = _with_room(self.states[i], status, amount)
+
+    def _period(self, retention: Retention, ts: int) -> int:
+        return int(window_indices(WINDOW_OF_PERIOD[retention.period], self.time_zone, np.array([ts], np.int64))[0])
+
+    def expire(self, horizon: int) -> None:
+        """No event before `horizon` comes any more: earlier activity of users without a cohort is dropped when its room is needed."""
+        self.horizon = max(self.horizon, horizon)
+
+    def final_at(self, keys: I64) -> I64:
+        """Per cell key: end of its period n (of the last period for 'last') + lateness, ms."""
+        which = (keys[:, 0] >> 32) - self.metric
+        measure, n = keys[:, 0] >> 16 & 0xFFFF, keys[:, 0] & 0xFFFF
+        out = np.empty(len(keys), np.int64)
+        for i, (spec, retention) in enumerate(zip(self.specs, self.retentions, strict=True)):
+            chosen = which == i
+            after = np.where(measure[chosen] == LAST >> 16, retention.periods, n[chosen]) + 1
+            period = np.searchsorted(spec.starts, keys[chosen, 1], side="right") - 1
+            out[chosen] = spec.starts[np.minimum(period + after, len(spec.starts) - 1)] + self.lateness_ms
+        return out
+
+    def rows(self, keys: I64, values: I64, versions: I64, strings: Strings, partition: int) -> Rows:
+        """Cells [m] as rows of `retention_cells`."""
+        which = ((keys[:, 0] >> 32) - self.metric).tolist()
+        columns: dict[str, Any] = {
+            "retention": [self.retentions[i].name for i in which],
+            "definition": [self.retentions[i].version for i in which],
+            "cohort_start": keys[:, 1],
+            "segment": [strings[i] for i in (keys[:, 2] >> 32).tolist()],
+            "period": keys[:, 0] & 0xFFFF,
+            "measure": [MEASURES[i] for i in (keys[:, 0] >> 16 & 0xFFFF).tolist()],
+            "partition": np.full(len(keys), partition, np.int64),
+            "value": values,
+            "final_at": self.final_at(keys),
+            "version": versions,
+        }
+        return {"retention_cells": columns}
+
+    def dump(self) -> Arrays:
+        clock: npt.NDArray[np.int64] = np.array([self.horizon], np.int64)
+        out: Arrays = {"clock": clock} | self.arena.dump()
+        for i, state in enumerate(self.states):
+            used = int(state.used[0])
+            out[f"rows{i}"] = state.rows
+            out |= {f"{name}{i}": getattr(state, name)[:used] for name in PER_ROW}
+        return out
+
+    def load(self, arrays: Arrays) -> None:
+        self.horizon = int(arrays["clock"][0])
+        self.arena.load(arrays)
+        for i in range(self.metrics):
+            used = len(arrays[f"first{i}"])
+            per_row = {name: grown(arrays[f"{name}{i}"], max(1024, used)) for name in PER_ROW}
+            self.states[i] = State(rows=arrays[f"rows{i}"].copy(), used=np.array([used], np.int64), **per_row)
+
+
+def _with_room(state: State, status: int, amount: int) -> State:
+    """The same state with twice the rows, or with words for `amount` periods a row."""
+    if status == MORE_ROWS:
+        return state._replace(**{name: grown(getattr(state, name), 2 * len(state.first)) for name in PER_ROW})
+    bits: U64 = np.zeros((len(state.bits), -(-amount // 64)), np.uint64)
+    bits[:, : state.bits.shape[1]] = state.bits
+    return state._replace(bits=bits)

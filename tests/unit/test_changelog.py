@@ -1,0 +1,67 @@
+"""Changelog records: what was packed is read back; what is missing is an error, never a wrong state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, Reader, pack, unpack
+
+Records = list[tuple[bytes, bytes]]
+
+
+def flush(key: bytes, n: int, size: int = 10) -> Records:
+    return pack(key, n, {"n": n}, {"noise": np.random.default_rng(n).integers(0, 2**62, size)})
+
+
+def read(*flushes: Records) -> Reader:
+    reader = Reader()
+    reader.read([record for records in flushes for record in records])
+    return reader
+
+
+def test_arrays_come_back_equal_aligned_and_writable() -> None:
+    arrays = {"a": np.arange(7, dtype=np.uint8), "b": np.arange(12, dtype=np.int64).reshape(6, 2), "empty": np.zeros((0, 3), np.int32)}
+    meta, back = unpack(read(pack(SNAPSHOT, 1, [1, "x"], arrays)).snapshot[1], list)  # type: ignore[index]
+    assert meta == [1, "x"]
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        assert np.array_equal(back[name], array)
+        assert back[name].flags.aligned
+        assert back[name].flags.writeable
+
+
+def test_a_large_flush_is_cut_into_parts_and_joined() -> None:
+    records = flush(SNAPSHOT, 1, 400_000)
+    assert len(records) > 3
+    assert all(len(value) < 1_000_000 for _, value in records)
+    _, arrays = unpack(read(records).snapshot[1], dict)  # type: ignore[index]
+    assert np.array_equal(arrays["noise"], np.random.default_rng(1).integers(0, 2**62, 400_000))
+
+
+def test_a_snapshot_replaces_what_came_before_it() -> None:
+    reader = read(flush(SNAPSHOT, 1), flush(DELTA, 2), flush(SNAPSHOT, 3), flush(DELTA, 4), flush(DELTA, 5))
+    assert reader.snapshot is not None
+    assert reader.snapshot[0] == 3
+    assert [n for n, _ in reader.deltas] == [4, 5]
+
+
+def test_an_empty_changelog_restores_nothing() -> None:
+    assert read().snapshot is None
+
+
+@pytest.mark.parametrize(
+    ("flushes", "says"),
+    [
+        ([flush(SNAPSHOT, 1), flush(DELTA, 3)], "follows 1"),
+        ([flush(DELTA, 2)], "before any snapshot"),
+        ([flush(SNAPSHOT, 1, 400_000)[:-1]], "not whole"),
+        ([flush(SNAPSHOT, 1, 400_000)[1:]], "does not follow"),
+        ([flush(SNAPSHOT, 1), [(b"other", b"x")]], "another program"),
+        ([[(DELTA, b"\xff\xff")]], "damaged"),
+        ([flush(SNAPSHOT, 1), [(DELTA, None)]], "another program"),
+    ],
+)
+def test_a_hole_in_the_changelog_is_an_error(flushes: list[Records], says: str) -> None:
+    with pytest.raises(ChangelogError, match=says):
+        read(*flushes)

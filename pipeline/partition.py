@@ -79,6 +79,7 @@ class Run(NamedTuple):
     records: Sequence[Record]
     next_offset: int
     begin: int = -1  # the consumer's position before this run, -1 when not known
+    epoch: int = 0  # counts the seeks of the topic partition: a run of an older epoch is read again
 
 
 class OutRecord(NamedTuple):

@@ -72,129 +72,159 @@ class Events(NamedTuple):
     starts: I64
 
 
+FIRST, TIE, COHORT, BASE, BITS = 0, 1, 2, 3, 4
+
+
 class State(NamedTuple):
-    """One retention's users. A user without a matching event has no row: 4 bytes; a row has 36 and 8 a word of activity."""
+    """One retention's users. A user without a matching event has no row: 4 bytes; a row is one or two cache lines.
+
+    Words of a row: ts of the first cohort event, NEVER while there is none | its event_id | its period << 32, segment |
+    period of bit 0 << 32, 1 + arena block of sums or 0 | activity: bit i is a return event in period (of bit 0) + i.
+    A block of sums: class << 32, pairs | (period, sum) of each pair.
+    """
 
     rows: I32  # [users] the user's row or -1
-    first: I64  # [capacity] ts of the first cohort event, NEVER while there is none
-    tie: U64  # [capacity] its event_id
-    segment: I32  # [capacity]
-    cohort: I32  # [capacity] its period
-    base: I32  # [capacity] period of bit 0
-    sums: I32  # [capacity] arena block of (period, sum) pairs after a word class << 32 | pairs; -1 without
-    bits: U64  # [capacity, words] bit i: a return event in period base + i
+    words: I64  # [capacity, BITS + words of activity]
     used: I64  # [1] rows in use
 
 
 @jit
-def _holds(bits: U64, row: int, number: int) -> bool:
-    return (bits[row, number >> 6] >> np.uint64(number & 63)) & np.uint64(1) != 0
+def _bits(words: I64) -> int:
+    return (words.shape[1] - BITS) * 64
 
 
 @jit
-def _set(bits: U64, row: int, number: int) -> None:
-    bits[row, number >> 6] |= np.uint64(1) << np.uint64(number & 63)
+def _holds(words: I64, row: int, at: int) -> bool:
+    return (words[row, BITS + (at >> 6)] >> (at & 63)) & 1 != 0
 
 
 @jit
-def _active(state: State, row: int, period: int) -> bool:
-    at = period - np.int64(state.base[row])
-    return 0 <= at < state.bits.shape[1] * 64 and _holds(state.bits, row, at)
+def _flip(words: I64, row: int, at: int) -> None:
+    words[row, BITS + (at >> 6)] ^= np.int64(1) << (at & 63)
 
 
 @jit
-def _last(spec: Spec, state: State, row: int, cohort: int) -> int:
-    n = spec.periods
-    while n > 0 and not _active(state, row, cohort + n):
-        n -= 1
-    return n
+def _base(words: I64, row: int) -> int:
+    return words[row, BASE] >> 32
 
 
 @jit
-def _count(spec: Spec, state: State, row: int, sign: int, words: I64, cells: CellArrays) -> None:
+def _head(words: I64, row: int) -> int:
+    """The row's block of sums or -1."""
+    return (words[row, BASE] & 0xFFFFFFFF) - 1
+
+
+@jit
+def _set_base(words: I64, row: int, base: int, head: int) -> None:
+    words[row, BASE] = base << 32 | (head + 1)
+
+
+@jit
+def _last(words: I64, row: int, cohort: int, periods: int) -> int:
+    """The last n in 1..periods with activity, or 0."""
+    base = _base(words, row)
+    top = min(cohort + periods - base, _bits(words) - 1)
+    for w in range(top >> 6, -1, -1):
+        word = np.uint64(words[row, BITS + w])
+        if w == top >> 6:
+            word &= np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (top & 63))
+        if word != 0:
+            at = 0
+            for step in (32, 16, 8, 4, 2, 1):
+                if word >> np.uint64(step) != 0:
+                    word >>= np.uint64(step)
+                    at += step
+            return max(0, base + w * 64 + at - cohort)
+    return 0
+
+
+@jit
+def _count(spec: Spec, words: I64, row: int, sign: int, blocks: I64, cells: CellArrays) -> None:
     """Add (1) or take back (-1) everything the user stands for in their cohort."""
-    cohort = np.int64(state.cohort[row])
-    k0, k1, k2 = spec.metric << 32, spec.starts[cohort], np.int64(state.segment[row]) << 32
+    cohort, segment, base = words[row, COHORT] >> 32, words[row, COHORT] & 0xFFFFFFFF, _base(words, row)
+    k0, k1, k2 = spec.metric << 32, spec.starts[cohort], segment << 32
     cells_add(cells, k0 | USERS, k1, k2, sign)
-    last = 0
-    for n in range(1, spec.periods + 1):
-        if _active(state, row, cohort + n):
+    last = _last(words, row, cohort, spec.periods)
+    for n in range(max(1, base - cohort), last + 1):
+        if _holds(words, row, cohort + n - base):
             cells_add(cells, k0 | USERS | n, k1, k2, sign)
-            last = n
     cells_add(cells, k0 | LAST | last, k1, k2, sign)
-    head = np.int64(state.sums[row])
+    head = _head(words, row)
     if head >= 0:
-        for i in range(words[head] & 0xFFFFFFFF):
-            n, total = words[head + 1 + 2 * i] - cohort, words[head + 2 + 2 * i]
+        for i in range(blocks[head] & 0xFFFFFFFF):
+            n, total = blocks[head + 1 + 2 * i] - cohort, blocks[head + 2 + 2 * i]
             if 0 <= n <= spec.periods and total != 0:
                 cells_add(cells, k0 | VALUE | n, k1, k2, sign * total)
 
 
 @jit
-def _add_sum(words: I64, head: int, period: int, amount: int) -> None:
-    pairs = words[head] & 0xFFFFFFFF
+def _add_sum(blocks: I64, head: int, period: int, amount: int) -> None:
+    pairs = blocks[head] & 0xFFFFFFFF
     for i in range(pairs):
-        if words[head + 1 + 2 * i] == period:
-            words[head + 2 + 2 * i] += amount
+        if blocks[head + 1 + 2 * i] == period:
+            blocks[head + 2 + 2 * i] += amount
             return
-    words[head + 1 + 2 * pairs] = period
-    words[head + 2 + 2 * pairs] = amount
-    words[head] += 1
+    blocks[head + 1 + 2 * pairs] = period
+    blocks[head + 2 + 2 * pairs] = amount
+    blocks[head] += 1
 
 
 @jit
-def _sums_room(arena: ArenaArrays, state: State, row: int, adds: int, low: int, high: int) -> bool:
+def _sums_room(arena: ArenaArrays, words: I64, row: int, adds: int, low: int, high: int) -> bool:
     """Room for `adds` more pairs in the row's block, from a bigger one if need be, without pairs outside [low, high]; False when the arena is full."""
-    words, head = arena.words, np.int64(state.sums[row])
+    blocks, head = arena.words, _head(words, row)
+    kept, size_class = 0, 0
     if head >= 0:
-        pairs, size_class = words[head] & 0xFFFFFFFF, words[head] >> 32
+        pairs, size_class = blocks[head] & 0xFFFFFFFF, blocks[head] >> 32
         if 1 + 2 * (pairs + adds) <= block_words(size_class):
             return True
-        kept = 0
         for i in range(pairs):
-            if low <= words[head + 1 + 2 * i] <= high:
-                words[head + 1 + 2 * kept] = words[head + 1 + 2 * i]
-                words[head + 2 + 2 * kept] = words[head + 2 + 2 * i]
+            if low <= blocks[head + 1 + 2 * i] <= high:
+                blocks[head + 1 + 2 * kept] = blocks[head + 1 + 2 * i]
+                blocks[head + 2 + 2 * kept] = blocks[head + 2 + 2 * i]
                 kept += 1
-        words[head] = size_class << 32 | kept
+        blocks[head] = size_class << 32 | kept
         if 1 + 2 * (kept + adds) <= block_words(size_class):
             return True
-    else:
-        kept, size_class = 0, 0
     new_class = block_class(1 + 2 * (kept + adds))
     at = arena_take(arena, new_class)
     if at < 0:
         return False
     for k in range(2 * kept):
-        words[at + 1 + k] = words[head + 1 + k]
-    words[at] = new_class << 32 | kept
+        blocks[at + 1 + k] = blocks[head + 1 + k]
+    blocks[at] = new_class << 32 | kept
     if head >= 0:
         arena_give(arena, head, size_class)
-    state.sums[row] = at
+    _set_base(words, row, _base(words, row), at)
     return True
 
 
 @jit
-def _span(state: State, row: int, low: int, high: int, first: int, last: int) -> tuple[int, int]:
+def _span(words: I64, row: int, low: int, high: int, first: int, last: int) -> tuple[int, int]:
     """The lowest and highest of the periods `first`, `last` and those of the row's bits that are in [low, high]."""
-    for at in range(state.bits.shape[1] * 64):
-        period = np.int64(state.base[row]) + at
-        if low <= period <= high and _holds(state.bits, row, at):
-            first, last = min(first, period), max(last, period)
+    base = _base(words, row)
+    for at in range(_bits(words)):
+        if low <= base + at <= high and _holds(words, row, at):
+            first, last = min(first, base + at), max(last, base + at)
     return first, last
 
 
 @jit
-def _rebase(state: State, row: int, base: int, low: int, high: int) -> None:
+def _rebase(words: I64, row: int, base: int, low: int, high: int) -> None:
     """Move the row's bits so that bit 0 is period `base`, without those outside [low, high]; the rest must fit."""
-    old, size = np.int64(state.base[row]), state.bits.shape[1] * 64
+    old, size = _base(words, row), _bits(words)
     for k in range(size):
         at = k if base > old else size - 1 - k  # a bit moves to where the bits have been moved already
-        if _holds(state.bits, row, at):
-            state.bits[row, at >> 6] ^= np.uint64(1) << np.uint64(at & 63)
+        if _holds(words, row, at):
+            _flip(words, row, at)
             if low <= old + at <= high:
-                _set(state.bits, row, old + at - base)
-    state.base[row] = base
+                _flip(words, row, old + at - base)
+    _set_base(words, row, base, _head(words, row))
+
+
+@jit
+def _matches(bits: U64, r: int, predicate: int) -> bool:
+    return (bits[r, predicate >> 6] >> np.uint64(predicate & 63)) & np.uint64(1) != 0
 
 
 @jit
@@ -202,7 +232,7 @@ def _apply(
     spec: Spec, events: Events, horizon: int, g: int, state: State, arena: ArenaArrays, cells: CellArrays, periods: I64, sums: I64
 ) -> tuple[int, int, int]:
     """Apply users' groups from g on; `horizon` is a period. (status, g, amount): when not DONE, make room and go on from there."""
-    starts = spec.starts
+    starts, words, size = spec.starts, state.words, _bits(state.words)
     period, begin, end = 0, NEVER, NEVER  # the period found last holds [begin, end)
     while g < len(events.starts) - 1:
         first_row, last_row = events.starts[g], events.starts[g + 1]
@@ -210,19 +240,17 @@ def _apply(
         row = np.int64(state.rows[u])
         first, tie = NEVER, np.uint64(0)
         if row >= 0:
-            first, tie = state.first[row], state.tie[row]
+            first, tie = words[row, FIRST], np.uint64(words[row, TIE])
         known = first != NEVER
 
         # A group is sorted by time, so its return periods come in order: one entry each.
         best, m = -1, 0
         for position in range(first_row, last_row):
             r = events.order[position]
-            returns = _holds(events.bits, r, spec.returning)
-            if _holds(events.bits, r, spec.cohort) and events.ts[r] <= first:
-                if events.ts[r] < first or events.event_id[r] < tie:
-                    best, first, tie = r, events.ts[r], events.event_id[r]
-            if returns:
-                ts = events.ts[r]
+            ts = events.ts[r]
+            if ts <= first and _matches(events.bits, r, spec.cohort) and (ts < first or events.event_id[r] < tie):
+                best, first, tie = r, ts, events.event_id[r]
+            if _matches(events.bits, r, spec.returning):
                 if not begin <= ts < end:
                     period = np.searchsorted(starts, ts, side="right") - 1
                     begin = starts[period]
@@ -239,7 +267,7 @@ def _apply(
 
         old_cohort, old_segment = np.int64(0), np.int64(0)
         if known:
-            old_cohort, old_segment = np.int64(state.cohort[row]), np.int64(state.segment[row])
+            old_cohort, old_segment = words[row, COHORT] >> 32, words[row, COHORT] & 0xFFFFFFFF
         cohort, segment = old_cohort, old_segment
         if best >= 0:
             cohort = np.searchsorted(starts, first, side="right") - 1
@@ -261,57 +289,54 @@ def _apply(
             return MORE_CELLS, g, 4 * spec.periods + 8
         if row < 0:
             row = state.used[0]
-            if row == len(state.first):
+            if row == len(words):
                 return MORE_ROWS, g, 1
             state.used[0] += 1
             state.rows[u] = row
-            state.first[row] = NEVER
-            state.sums[row] = -1
-            state.base[row] = periods[at] if at < m else cohort
-            state.bits[row] = 0
-        base = np.int64(state.base[row])
-        if at < m and not (base <= periods[at] and periods[m - 1] < base + state.bits.shape[1] * 64):
-            base, top = _span(state, row, low, high, periods[at], periods[m - 1])
-            if top - base >= state.bits.shape[1] * 64:
+            words[row] = 0
+            words[row, FIRST] = NEVER
+            _set_base(words, row, periods[at] if at < m else cohort, -1)
+        base = _base(words, row)
+        if at < m and not (base <= periods[at] and periods[m - 1] < base + size):
+            base, top = _span(words, row, low, high, periods[at], periods[m - 1])
+            if top - base >= size:
                 return MORE_WORDS, g, top - base + 1
         adds = 0
         for i in range(at, m):
             adds += sums[i] != 0
-        if adds and not _sums_room(arena, state, row, adds, low, old_high):
+        if adds and not _sums_room(arena, words, row, adds, low, old_high):
             return MORE_ARENA, g, 4 * adds + 64 + block_words(block_class(1 + 2 * adds))
 
         moves = best >= 0 and not (known and cohort == old_cohort and segment == old_segment)
         if moves and known:
-            _count(spec, state, row, -1, arena.words, cells)
+            _count(spec, words, row, -1, arena.words, cells)
         if best >= 0:
-            state.first[row] = first
-            state.tie[row] = tie
-            state.cohort[row] = cohort
-            state.segment[row] = segment
-        if base != state.base[row]:
-            _rebase(state, row, base, low, high)
+            words[row, FIRST] = first
+            words[row, TIE] = np.int64(tie)
+            words[row, COHORT] = cohort << 32 | segment
+        if base != _base(words, row):
+            _rebase(words, row, base, low, high)
         counts = known and not moves
         k0, k1, k2 = spec.metric << 32, starts[cohort], segment << 32
-        before = -1
+        before, after = -1, 0
         for i in range(at, m):
             n = periods[i] - cohort
-            if not _holds(state.bits, row, periods[i] - base):
+            if not _holds(words, row, periods[i] - base):
                 if counts and n > 0:
                     if before < 0:
-                        before = _last(spec, state, row, cohort)
+                        before = _last(words, row, cohort, spec.periods)
+                    after = n
                     cells_add(cells, k0 | USERS | n, k1, k2, 1)
-                _set(state.bits, row, periods[i] - base)
+                _flip(words, row, periods[i] - base)
             if sums[i] != 0:
-                _add_sum(arena.words, np.int64(state.sums[row]), periods[i], sums[i])
+                _add_sum(arena.words, _head(words, row), periods[i], sums[i])
                 if counts and n >= 0:
                     cells_add(cells, k0 | VALUE | n, k1, k2, sums[i])
-        if before >= 0:
-            after = _last(spec, state, row, cohort)
-            if after != before:
-                cells_add(cells, k0 | LAST | before, k1, k2, -1)
-                cells_add(cells, k0 | LAST | after, k1, k2, 1)
+        if 0 <= before < after:
+            cells_add(cells, k0 | LAST | before, k1, k2, -1)
+            cells_add(cells, k0 | LAST | after, k1, k2, 1)
         if moves:
-            _count(spec, state, row, 1, arena.words, cells)
+            _count(spec, words, row, 1, arena.words, cells)
         g += 1
     return DONE, g, 0
 
@@ -322,15 +347,8 @@ def first_words(retention: Retention, lateness_ms: int) -> int:
     return -(-bits // 64)
 
 
-def _empty_state(words: int, capacity: int = 1024) -> State:
-    return State(
-        np.full(1024, -1, np.int32), np.empty(capacity, np.int64), np.empty(capacity, np.uint64), np.empty(capacity, np.int32),
-        np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32),
-        np.empty((capacity, words), np.uint64), np.zeros(1, np.int64),
-    )  # fmt: skip
-
-
-PER_ROW = ("first", "tie", "segment", "cohort", "base", "sums", "bits")
+def _empty_state(words: int) -> State:
+    return State(np.full(1024, -1, np.int32), np.empty((1024, BITS + words), np.int64), np.zeros(1, np.int64))
 
 
 class RetentionTable:
@@ -421,24 +439,21 @@ class RetentionTable:
         clock: npt.NDArray[np.int64] = np.array([self.horizon], np.int64)
         out: Arrays = {"clock": clock} | self.arena.dump()
         for i, state in enumerate(self.states):
-            used = int(state.used[0])
-            out[f"rows{i}"] = state.rows
-            out |= {f"{name}{i}": getattr(state, name)[:used] for name in PER_ROW}
+            out |= {f"rows{i}": state.rows, f"words{i}": state.words[: int(state.used[0])]}
         return out
 
     def load(self, arrays: Arrays) -> None:
         self.horizon = int(arrays["clock"][0])
         self.arena.load(arrays)
         for i in range(self.metrics):
-            used = len(arrays[f"first{i}"])
-            per_row = {name: grown(arrays[f"{name}{i}"], max(1024, used)) for name in PER_ROW}
-            self.states[i] = State(rows=arrays[f"rows{i}"].copy(), used=np.array([used], np.int64), **per_row)
+            words = arrays[f"words{i}"]
+            self.states[i] = State(arrays[f"rows{i}"].copy(), grown(words, max(1024, len(words))), np.array([len(words)], np.int64))
 
 
 def _with_room(state: State, status: int, amount: int) -> State:
     """The same state with twice the rows, or with words for `amount` periods a row."""
     if status == MORE_ROWS:
-        return state._replace(**{name: grown(getattr(state, name), 2 * len(state.first)) for name in PER_ROW})
-    bits: U64 = np.zeros((len(state.bits), -(-amount // 64)), np.uint64)
-    bits[:, : state.bits.shape[1]] = state.bits
-    return state._replace(bits=bits)
+        return state._replace(words=grown(state.words, 2 * len(state.words)))
+    words: I64 = np.zeros((len(state.words), BITS + -(-amount // 64)), np.int64)
+    words[:, : state.words.shape[1]] = state.words
+    return state._replace(words=words)

@@ -1,0 +1,81 @@
+"""Writes what the definitions mean into the warehouse's catalog tables, from which the report views take names, units and formulas.
+
+Called once by a worker or `shopstream run` after the migrations; safe to repeat and to run from several processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pipeline.columns import MONEY_SCALE
+from pipeline.definitions import Definitions, Funnel, Kpi, Retention
+from pipeline.sinks.sql import literal
+from pipeline.sinks.warehouse import Warehouse
+
+Row = tuple[Any, ...]
+_TABLES = {
+    "catalog_funnels": ("funnel", "definition", "step", "step_name"),
+    "catalog_retentions": ("retention", "definition", "period", "periods"),
+    "catalog_kpis": ("kpi", "definition", "kind", "scale", "left_kpi", "operator", "right_kpi", "quantile", "money"),
+}
+_TOMBSTONES: dict[str, Row] = {"catalog_funnels": (0, ""), "catalog_retentions": ("", 0), "catalog_kpis": ("", 1, "", "", "", 0.0, 0)}
+_BATCH = 200
+
+
+def install(warehouse: Warehouse, definitions: Definitions, now_ms: int) -> int:
+    """Make `definitions` the ones that reports show; how many names changed, 0 when they already were.
+
+    A name that `definitions` no longer has gets a row with an empty definition, and so leaves the reports. Should the clock stand
+    behind the newest entry, the entry's time plus 1 ms is used: the last to install wins.
+    """
+    wanted: dict[str, dict[str, list[Row]]] = {
+        "catalog_funnels": {funnel.name: _funnel(funnel) for funnel in definitions.funnels},
+        "catalog_retentions": {retention.name: _retention(retention) for retention in definitions.retentions},
+        "catalog_kpis": {kpi.name: _kpi(kpi) for kpi in definitions.kpis},
+    }
+    return sum(_install(warehouse, table, rows, now_ms) for table, rows in wanted.items())
+
+
+def _install(warehouse: Warehouse, table: str, wanted: dict[str, list[Row]], now_ms: int) -> int:
+    installed, newest = _installed(warehouse, table)
+    removed = {name: [(name, "", *_TOMBSTONES[table])] for name in installed if name not in wanted}
+    changed = {name: rows for name, rows in {**wanted, **removed}.items() if sorted(rows) != installed.get(name)}
+    installed_at = max(now_ms, newest + 1)
+    rows = [(*row, installed_at) for rows in changed.values() for row in rows]
+    for at in range(0, len(rows), _BATCH):
+        _insert(warehouse, table, rows[at : at + _BATCH])
+    return len(changed)
+
+
+def _installed(warehouse: Warehouse, table: str) -> tuple[dict[str, list[Row]], int]:
+    """Each name's rows as installed last, and the newest time of all."""
+    columns = _TABLES[table]
+    latest: dict[str, tuple[int, str]] = {}
+    rows: dict[tuple[str, str, int], set[Row]] = {}
+    for row in warehouse.query(f"SELECT {', '.join(columns)}, installed_at FROM {table}"):  # noqa: S608 our own names
+        *values, installed_at = row
+        name, definition = str(values[0]), str(values[1])
+        latest[name] = max(latest.get(name, (0, "")), (int(installed_at), definition))
+        rows.setdefault((name, definition, int(installed_at)), set()).add(tuple(values))
+    current = {name: sorted(rows[name, definition, at]) for name, (at, definition) in latest.items()}
+    return current, max((at for at, _ in latest.values()), default=0)
+
+
+def _insert(warehouse: Warehouse, table: str, rows: Iterable[Row]) -> None:
+    values = " UNION ALL ".join(f"SELECT {', '.join(map(literal, row))}" for row in rows)
+    warehouse.query(f"INSERT INTO {table} ({', '.join(_TABLES[table])}, installed_at) {values}")  # noqa: S608 literals are escaped
+
+
+def _funnel(funnel: Funnel) -> list[Row]:
+    return [(funnel.name, funnel.version, number, step.name) for number, step in enumerate(funnel.steps, 1)]
+
+
+def _retention(retention: Retention) -> list[Row]:
+    return [(retention.name, retention.version, retention.period, retention.periods)]
+
+
+def _kpi(kpi: Kpi) -> list[Row]:
+    kind = "formula" if kpi.source == "formula" else "quantile" if kpi.aggregate == "dwell_quantile" else "sum" if kpi.aggregate == "sum" else "count"
+    scale = MONEY_SCALE if kind == "sum" else 1
+    return [(kpi.name, kpi.version, kind, scale, kpi.left, kpi.operator, kpi.right, float(kpi.quantile), int(kpi.money))]

@@ -1,0 +1,147 @@
+"""The Faust app of a worker, and running it until a signal.
+
+`shopstream worker` calls `run_worker`; the agents (`agents/`) are bound here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+import faust
+from faust.types.auth import AuthProtocol
+
+from agents import bind_agents
+from pipeline.definitions import Definitions
+from pipeline.partition import Options, Topics
+from pipeline.sinks.warehouse import Warehouse
+from pipeline.streaming.owner import FlushOptions, Owner, end_process
+from pipeline.streaming.tables import OwnedTables
+
+log = logging.getLogger("shopstream.worker")
+
+STOP_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """Kafka's security settings, passed through to every client."""
+
+    protocol: str = "PLAINTEXT"
+    mechanism: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        return ssl.create_default_context(cafile=self.ca_file) if "SSL" in self.protocol else None
+
+    def aiokafka(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"security_protocol": self.protocol, "ssl_context": self.context()}
+        if self.protocol.startswith("SASL"):
+            arguments |= {"sasl_mechanism": self.mechanism, "sasl_plain_username": self.username, "sasl_plain_password": self.password}
+        return arguments
+
+    def faust(self) -> Any:
+        if self.protocol == "PLAINTEXT":
+            return None
+        if self.protocol == "SSL":
+            return faust.SSLCredentials(self.context())
+        credentials = faust.SASLCredentials(username=self.username, password=self.password, mechanism=self.mechanism, ssl_context=self.context())
+        credentials.protocol = AuthProtocol(self.protocol)
+        return credentials
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a worker needs to know besides the definitions."""
+
+    bootstrap: str
+    topics: Topics = Topics()
+    security: Security = Security()
+    partition: Options = Options()
+    flush: FlushOptions = FlushOptions()
+    session_seconds: float = 10.0
+
+
+def create_app(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> faust.App:
+    """The app with our transport, our table manager and the agents; nothing is connected yet."""
+    app = faust.App(
+        options.topics.app_id,
+        broker=f"shopstream://{options.bootstrap.replace(',', ';')}",
+        broker_credentials=options.security.faust(),
+        TableManager=OwnedTables,
+        datadir=tempfile.mkdtemp(prefix="shopstream-faust-"),
+        store="memory://",
+        web_enabled=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        processing_guarantee="at_least_once",
+        stream_wait_empty=False,
+        stream_buffer_maxsize=4,  # runs, not events
+        stream_publish_on_commit=False,
+        broker_session_timeout=options.session_seconds,
+        broker_heartbeat_interval=options.session_seconds / 4,
+        broker_request_timeout=max(30.0, options.session_seconds * 2),
+        broker_rebalance_timeout=60.0,
+        broker_max_poll_interval=300.0,
+        broker_commit_interval=3600.0,
+        consumer_auto_offset_reset="earliest",
+        autodiscover=False,
+    )
+    client = {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()}
+    app.tables.owner = Owner(client, definitions, options.topics, options.partition, options.flush, warehouse)
+    bind_agents(app, options.topics, app.tables.owner)
+    return app
+
+
+def run_worker(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
+    """Run until SIGTERM or SIGINT; 0 after an orderly end. Ends the process with 1 on anything unexpected."""
+    return asyncio.run(_run(options, definitions, warehouse))
+
+
+async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    app = create_app(options, definitions, warehouse)
+    owner: Owner = app.tables.owner
+    app.finalize()
+    await app.start()
+    log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
+    tasks = [asyncio.create_task(owner.run_flushes()), asyncio.create_task(owner.run_sink()), asyncio.create_task(_crashed(app))]
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+    for task in done - {stopping}:
+        end_process(f"the worker ends: {task.exception()!r}", task.exception())
+    log.info("stopping: last flush")
+    try:
+        await asyncio.wait_for(_stop(app, owner, tasks), STOP_SECONDS)
+    except Exception as error:
+        end_process(f"the orderly end failed: {error!r}", error)
+    return 0
+
+
+async def _crashed(app: faust.App) -> None:
+    """Ends with an error as soon as a service of Faust's has crashed."""
+    while not app.crashed:
+        await asyncio.sleep(0.2)
+    raise RuntimeError(f"Faust crashed: {app.crash_reason!r}")
+
+
+async def _stop(app: faust.App, owner: Owner, tasks: list[asyncio.Task[None]]) -> None:
+    app.consumer.stop_flow()
+    app.flow_control.suspend()
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    await owner.close()
+    await app.stop()

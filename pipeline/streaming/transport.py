@@ -1,0 +1,155 @@
+"""A Faust transport that hands an agent one message a run of records: `shopstream://host:port`.
+
+Registered under the `faust.transports` entry point. Offsets of the group decide nothing: the owner of the partitions (`streaming.owner`) says
+where to read on, and every run carries where it begins, so that a run out of place is seen at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+import aiokafka
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.structs import TopicPartition
+from faust.transport.consumer import ensure_TP
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, ConsumerMessage
+from mode.utils.futures import notify
+
+from pipeline.partition import Run
+
+FETCH_WAIT_MS = 100
+FETCH_BYTES = 4 << 20  # a partition's share of a fetch: some 16,000 events of 255 bytes
+
+
+class RunConsumerThread(driver.AIOKafkaConsumerThread):
+    """Knows where the next run of each partition begins; everything here happens on the consumer's own loop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.begins: dict[TopicPartition, int] = {}
+        self.epochs: dict[TopicPartition, int] = {}
+
+    def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
+        conf = self.app.conf
+        self._assignor = RangePartitionAssignor  # partition p of every topic to the same worker: counts are equal, all subscribe to all
+        return aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=driver.server_list(transport.url, transport.default_port),
+            group_id=conf.id,
+            client_id=conf.broker_client_id,
+            partition_assignment_strategy=[RangePartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            max_poll_records=None,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            max_partition_fetch_bytes=FETCH_BYTES,
+            fetch_max_bytes=8 * FETCH_BYTES,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
+        )
+
+    async def seek_runs(self, positions: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, int]:
+        """Read on from these offsets (None: from the beginning); what was fetched before belongs to an older epoch."""
+        return await self.call_thread(self._seek_runs, positions)  # type: ignore[no-any-return]
+
+    async def _seek_runs(self, positions: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, int]:
+        consumer = self._ensure_consumer()
+        unknown = [tp for tp, offset in positions.items() if offset is None]
+        first = await consumer.beginning_offsets(unknown) if unknown else {}
+        for tp, offset in positions.items():
+            start = first[tp] if offset is None else offset
+            consumer.seek(tp, start)
+            self.begins[tp] = start
+            self.epochs[tp] = self.epochs.get(tp, 0) + 1
+        return {tp: self.begins[tp] for tp in positions}
+
+    async def _fetch_records(self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None) -> Any:
+        records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        runs = {}
+        for tp, found in records.items():
+            begin = self.begins.get(tp)
+            if begin is None:
+                continue  # fetched before the owner said where to read: the seek that comes reads it again
+            next_offset = found[-1].offset + 1
+            self.begins[tp] = next_offset
+            runs[tp] = [Run(tp.topic, tp.partition, found, next_offset, begin, self.epochs[tp])]
+        return runs
+
+    async def ends(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        """Per partition (the consumer's position, the last stable offset it knows of; -1 when it does not)."""
+        return await self.call_thread(self._ends, list(tps))  # type: ignore[no-any-return]
+
+    async def _ends(self, tps: list[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        consumer = self._ensure_consumer()
+        assignment = consumer._subscription.subscription.assignment if consumer._subscription.subscription else None
+        found = {}
+        for tp in tps:
+            if assignment is not None and tp in assignment.tps and assignment.state_value(tp).has_valid_position:
+                state = assignment.state_value(tp)
+                found[tp] = (state.position, state.lso if state.lso is not None else -1)
+        return found
+
+    async def commit_positions(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Tell the group, for lag displays only."""
+        await self.call_thread(self._ensure_consumer().commit, dict(positions))
+
+
+class RunConsumer(driver.Consumer):
+    """Delivers runs; acknowledges without book-keeping, commits nothing."""
+
+    _thread: RunConsumerThread
+
+    def _new_consumer_thread(self) -> RunConsumerThread:
+        return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+        """Every run in place. One fetched across a rebalance may come after its seek: dropping it then would leave a hole, so it waits for the flow."""
+        records, _ = await self._wait_next_records(timeout)
+        for tp, runs in (records or {}).items():
+            for run in runs:
+                if not self.flow_active:
+                    await self.wait(self.can_resume_flow)
+                if self.should_stop:
+                    return
+                if run.epoch == self._thread.epochs.get(tp):
+                    yield ensure_TP(tp), self._run_message(ensure_TP(tp), run)
+
+    def _run_message(self, tp: TP, run: Run) -> ConsumerMessage:
+        return ConsumerMessage(
+            run.topic, run.partition, run.next_offset - 1, 0.0, 0, None, None, run, None, None, None, tp,
+            generation_id=self.app.consumer_generation_id,
+        )  # fmt: skip
+
+    def ack(self, message: Any) -> bool:
+        if not message.acked:
+            message.acked = True
+            self._unacked_messages.discard(message)
+            notify(self._waiting_for_ack)
+            return True
+        return False
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Where the owner of the partitions wants to read on, instead of the group's committed offsets."""
+        assigned = {TopicPartition(tp.topic, tp.partition) for tp in self.assignment()}
+        positions = self.app.tables.owner.positions(assigned)
+        started = await asyncio.wait_for(self._thread.seek_runs(positions), self.app.conf.broker_request_timeout)
+        return {ensure_TP(tp): offset for tp, offset in started.items()}
+
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        return True
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Offsets between runs are no gap."""
+
+
+class Transport(driver.Transport):
+    """Faust's aiokafka transport with runs for messages."""
+
+    Consumer = RunConsumer

@@ -6,6 +6,7 @@ In: `pipeline.decode` builds one from the raw records of one topic partition. Ou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -52,6 +53,23 @@ class Columns:
         return Columns(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Columns)))
 
 
+class _Ids(dict[str, int]):
+    """Text to id. Looking up a text that is not there gives it the next id, so that a column is interned in one pass of `map`; None is ''."""
+
+    __slots__ = ("texts",)
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__({"": 0})
+        self.texts = texts
+
+    def __missing__(self, text: str | None) -> int:
+        if text is None:
+            return 0
+        new = self[text] = len(self.texts)
+        self.texts.append(text)
+        return new
+
+
 class Strings:
     """A partition's interned strings: text to a dense id and back. Id 0 is ''. Only grows; `since(n)` is what a changelog record carries."""
 
@@ -59,7 +77,7 @@ class Strings:
 
     def __init__(self, texts: list[str] | None = None) -> None:
         self.texts: list[str] = [""]
-        self.ids: dict[str, int] = {"": 0}
+        self.ids: dict[str, int] = _Ids(self.texts)
         self.extend((texts or [""])[1:])
 
     def __len__(self) -> int:
@@ -69,11 +87,11 @@ class Strings:
         return self.texts[string_id]
 
     def intern(self, text: str) -> int:
-        known = self.ids.get(text)
-        if known is None:
-            known = self.ids[text] = len(self.texts)
-            self.texts.append(text)
-        return known
+        return self.ids[text]
+
+    def column(self, texts: Iterable[str | None], n: int) -> I32:
+        """Ids [n] of `n` texts, new ones interned; None is ''."""
+        return np.fromiter(map(self.ids.__getitem__, texts), np.int32, n)  # type: ignore[arg-type]
 
     def extend(self, texts: list[str]) -> None:
         for text in texts:

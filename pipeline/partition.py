@@ -20,7 +20,7 @@ from pipeline.columns import I64, Columns
 from pipeline.decode import Decoded, Decoder, Record
 from pipeline.definitions import Definitions
 from pipeline.tables.board import Board, next_generations
-from schemas.rejects import Reason, RejectEnvelope
+from schemas.rejects import Reason, RejectedRecord
 from schemas.rows import PROGRESS, REJECTS, Rows
 
 REKEYED_HEADER = "shopstream-rekeyed"
@@ -309,7 +309,7 @@ class Partition:
         self._capture(n)
         records = [OutRecord(self.topics.changelog, self.number, key, value, []) for key, value in changelog]
         for (topic, _), row in zip(pending.rejects, rejects, strict=True):
-            records.append(OutRecord(topic, self.number, row[5] or None, RejectEnvelope.of(row).encode(), []))
+            records.append(OutRecord(topic, self.number, row[5] or None, _envelope(row), []))
         return Flush(n, records + pending.rekeyed, whole)
 
     def _meta(self, strings: list[str], rejects: list[RejectRow], generations: list[Definitions]) -> _Meta:
@@ -432,3 +432,12 @@ class Partition:
         board = Board(generations)
         board.load(self.board.dump(), self.board.strings.texts)
         self._start(board)
+
+
+def _envelope(row: RejectRow) -> bytes:
+    topic, partition, offset, reason, cause, key, raw, record_ts, _ = row
+    return msgspec.json.encode(
+        RejectedRecord(
+            reason=Reason(reason), cause=cause, topic=topic, partition=partition, offset=offset, key=key or None, raw=raw, record_ts=record_ts
+        )
+    )

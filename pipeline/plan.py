@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from pipeline.definitions import Definitions, Match
 
+ORDER_EVENTS: tuple[Match, ...] = tuple(Match((name,)) for name in ("order_created", "purchase", "order_cancelled", "refund"))
+"""The predicates that KPIs over orders need: created, paid, cancelled, refunded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -48,6 +51,8 @@ def compile_plan(definitions: Definitions) -> Plan:
         numbers |= dict.fromkeys(f for f in (retention.value,) if f)
     for kpi in definitions.kpis:
         matches |= dict.fromkeys(m for m in (kpi.match,) if m)
+        if kpi.source == "orders":
+            matches |= dict.fromkeys(ORDER_EVENTS)
         fields |= dict.fromkeys(kpi.dimensions)
         numbers |= dict.fromkeys(f for f in (kpi.field,) if f)
     return Plan(definitions, tuple(matches), tuple(fields), tuple(numbers))

@@ -36,11 +36,16 @@ NUMBER_LIMIT: Final = 250_000_000_000
 """Below 2^38, so that a float of up to four decimals, times 10,000 and rounded, is the amount that was written: half a step of the float
 (2^-16 at 2^38, times 10,000: 0.15) and half a step of the product (0.25) stay below one half."""
 
+ABSENT: Final = float("nan")
+"""Of a number that was not sent. JSON has no NaN, so none can be sent; a column of floats needs no second look for None."""
+
 Id = Annotated[str, Meta(min_length=1, max_length=ID_LENGTH)]
 OptionalId = Annotated[str, Meta(max_length=ID_LENGTH)] | None
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH)] | None
 Number = Annotated[float, Meta(ge=0, le=NUMBER_LIMIT)] | None
-Timestamp = Annotated[int, Meta(description="ms since 1970 UTC")] | Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
+Timestamp = (
+    Annotated[int, Meta(description="ms since 1970 UTC")] | Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
+)
 
 
 class Item(msgspec.Struct, gc=False):
@@ -48,8 +53,8 @@ class Item(msgspec.Struct, gc=False):
 
     item_id: Text = ""
     item_category: Text = ""
-    quantity: Number = None
-    price: Number = None
+    quantity: Number = ABSENT
+    price: Number = ABSENT
 
 
 class Event(msgspec.Struct, gc=False):
@@ -72,22 +77,41 @@ class Event(msgspec.Struct, gc=False):
     page: Text = ""
     item_id: Text = ""
     item_category: Text = ""
-    price: Number = None
-    quantity: Number = None
+    price: Number = ABSENT
+    quantity: Number = ABSENT
     cart_id: Text = ""
     order_id: Text = ""
-    value: Number = None
-    tax: Number = None
-    shipping: Number = None
-    discount: Number = None
+    value: Number = ABSENT
+    tax: Number = ABSENT
+    shipping: Number = ABSENT
+    discount: Number = ABSENT
     coupon: Text = ""
     payment_method: Text = ""
     error_code: Text = ""
-    refund_value: Number = None
+    refund_value: Number = ABSENT
     refund_reason: Text = ""
     items: Annotated[list[Item], Meta(max_length=MAX_ITEMS)] | None = None
     content_id: Text = ""
     kind: Text = ""
-    load_ms: Number = None
+    load_ms: Number = ABSENT
     search_term: Text = ""
     promotion_id: Text = ""
+
+
+MONEY_FIELDS: Final = ("price", "value", "tax", "shipping", "discount", "refund_value")
+NUMBER_FIELDS: Final = (*MONEY_FIELDS, "quantity", "load_ms")
+STRING_FIELDS: Final = tuple(
+    name for name in Event.__struct_fields__ if name not in (*NUMBER_FIELDS, "event_id", "event", "ts", "user_id", "anonymous_id", "items")
+)
+"""Fields that a filter, a breakdown or a dimension may name."""
+
+
+class ClickstreamEvent(Event, gc=False):
+    """What a visitor does in the shop. Key of the message: `user_id`."""
+
+
+class OrderEvent(Event, gc=False):
+    """What happens to an order. Key of the message: `user_id`."""
+
+
+KNOWN_FIELDS: Final = frozenset(Event.__struct_fields__)

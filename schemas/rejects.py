@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import msgspec
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """One word for each way a record can be wrong; a metric's label and a column of the warehouse."""
 
     TOMBSTONE = "tombstone"  # no value: nothing to apply

@@ -21,7 +21,9 @@ from types import TracebackType
 
 import pytest
 
-MISSING = "clickhouse-server is not installed, so the tests against a ClickHouse server are skipped (Debian: apt-get install clickhouse-server)"
+MISSING = (
+    "clickhouse-server is not installed, so the tests against a ClickHouse server are skipped (Debian: apt-get install clickhouse-server)"
+)
 READY_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 
@@ -151,7 +153,11 @@ class ClickHouseServer:
             client.disconnect()
 
     def logs(self) -> str:
-        return "\n".join((self.folder / name).read_text(errors="replace")[-4000:] for name in ("console.log", "error.log") if (self.folder / name).exists())
+        return "\n".join(
+            (self.folder / name).read_text(errors="replace")[-4000:]
+            for name in ("console.log", "error.log")
+            if (self.folder / name).exists()
+        )
 
     def stop(self) -> None:
         if self._process is not None:

@@ -64,7 +64,7 @@ def _installed(warehouse: Warehouse, table: str) -> tuple[dict[str, list[Row]], 
 
 def _insert(warehouse: Warehouse, table: str, rows: Iterable[Row]) -> None:
     values = " UNION ALL ".join(f"SELECT {', '.join(map(literal, row))}" for row in rows)
-    warehouse.query(f"INSERT INTO {table} ({', '.join(_TABLES[table])}, installed_at) {values}")  # noqa: S608 literals are escaped
+    warehouse.query(f"INSERT INTO {table} ({', '.join(_TABLES[table])}, installed_at) {values}")
 
 
 def _funnel(funnel: Funnel) -> list[Row]:
@@ -76,6 +76,14 @@ def _retention(retention: Retention) -> list[Row]:
 
 
 def _kpi(kpi: Kpi) -> list[Row]:
-    kind = "formula" if kpi.source == "formula" else "quantile" if kpi.aggregate == "dwell_quantile" else "sum" if kpi.aggregate == "sum" else "count"
+    kind = (
+        "formula"
+        if kpi.source == "formula"
+        else "quantile"
+        if kpi.aggregate == "dwell_quantile"
+        else "sum"
+        if kpi.aggregate == "sum"
+        else "count"
+    )
     scale = MONEY_SCALE if kind == "sum" else 1
     return [(kpi.name, kpi.version, kind, scale, kpi.left, kpi.operator, kpi.right, float(kpi.quantile), int(kpi.money))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ from schemas.rows import Rows
 
 T = TypeVar("T")
 _UNKNOWN_DATABASE = 81
+
+# It logs a traceback for every refused connection; SinkUnavailable says so once, and the caller backs off.
+logging.getLogger("clickhouse_driver.connection").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +102,8 @@ class ServerWarehouse:
         try:
             return action()
         except ServerException as error:
-            message = f"ClickHouse at {self._where()}: {error.message}"
-            if error.code == _UNKNOWN_DATABASE:
-                message += " (run the migrations first)"
-            raise sink_error(error.code, f"Code: {error.code}. {message}") from None
+            remedy = " (run the migrations first)" if error.code == _UNKNOWN_DATABASE else ""
+            raise sink_error(error.code, f"ClickHouse at {self._where()}{remedy}: Code: {error.code}. {error.message}") from None
         except (NetworkError, SocketTimeoutError, UnexpectedPacketFromServerError, EOFError, OSError) as error:
             raise SinkUnavailable(f"ClickHouse at {self._where()} does not answer: {error}") from None
         except (Error, UnicodeError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge  # type: ignore[attr-defined]
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
 
 from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable, Warehouse

@@ -22,7 +22,12 @@ TEXTS = frozenset({
     "funnel", "definition", "segment", "retention", "measure", "kpi", "window", "dimension", "dimension_value", "currency",
     "topic", "reason", "cause", "key", "raw",
 })  # fmt: skip
-SMALL = {"level": np.dtype(np.uint8), "bucket": np.dtype(np.int32), "period": np.dtype(np.int32), "partition": np.dtype(np.int32)}
+SMALL: dict[str, np.dtype[Any]] = {
+    "level": np.dtype(np.uint8),
+    "bucket": np.dtype(np.int32),
+    "period": np.dtype(np.int32),
+    "partition": np.dtype(np.int32),
+}
 UNSIGNED = frozenset({"version"})
 
 RETRYABLE = {
@@ -73,11 +78,12 @@ def _column(table: str, name: str, values: Any) -> Column:
         raise SinkRefused(f"{table}.{name} takes integers, not {array.dtype}")
     if name in TIMES:
         array = array // 1000
-    wanted = np.dtype(np.uint32) if name in TIMES else np.dtype(np.uint64) if name in UNSIGNED else SMALL.get(name, np.dtype(np.int64))
+    wanted: np.dtype[Any] = np.dtype(np.uint32 if name in TIMES else np.uint64 if name in UNSIGNED else SMALL.get(name, np.int64))
     limits = np.iinfo(wanted)
     if int(array.min()) < limits.min or int(array.max()) > limits.max:
         raise SinkRefused(f"{table}.{name}: a value is outside {wanted}")
-    return array.astype(wanted)
+    fitted: npt.NDArray[Any] = array.astype(wanted)
+    return fitted
 
 
 def _texts(table: str, name: str, values: Any) -> Sequence[str | bytes]:

@@ -102,7 +102,8 @@ class Board:
         self.users = UserIndex(parts["users"]["keys"])
         self.seen.load(parts["seen"])
         for i, table in enumerate(self.tables):
-            table.load(parts[f"table{i}"])
+            if f"table{i}" in parts:  # a new generation's tables start empty
+                table.load(parts[f"table{i}"])
 
 
 def _joined(parts: list[Any]) -> Any:

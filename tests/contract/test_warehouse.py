@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -240,7 +241,9 @@ def test_a_record_without_key_is_kept_with_an_empty_one(warehouse: Warehouse) ->
 def test_windows_before_and_after_clock_changes_and_in_2099_are_kept_to_the_second(warehouse: Warehouse) -> None:
     starts = [0, 1_698_541_200_000, 1_699_164_000_000, 1_699_167_600_000, 1_711_846_800_000, 4_102_444_799_000]
     warehouse.insert(columns("kpi_cells", [kpi_cell("n", 1, window_start=start) for start in starts]))
-    assert [ms for (ms,) in warehouse.query("SELECT toInt64(toUnixTimestamp(window_start)) * 1000 FROM kpi_cells ORDER BY window_start")] == starts
+    assert [
+        ms for (ms,) in warehouse.query("SELECT toInt64(toUnixTimestamp(window_start)) * 1000 FROM kpi_cells ORDER BY window_start")
+    ] == starts
 
 
 def test_nothing_to_insert_is_no_error(warehouse: Warehouse) -> None:
@@ -316,8 +319,8 @@ def test_newest_version_wins_in_any_order_and_repetition_changes_nothing(
         for (partition, dimension, version), value in of_version.items()
     ] * repeats
     random.Random(seed).shuffle(rows)
-    for some in itertools.batched(rows, 7) if sys.version_info >= (3, 12) else [rows[i : i + 7] for i in range(0, len(rows), 7)]:
-        warehouse.insert(columns("kpi_cells", list(some)))
+    for i in range(0, len(rows), 7):
+        warehouse.insert(columns("kpi_cells", rows[i : i + 7]))
     report = warehouse.query("SELECT dimension_value, value FROM kpi_report")
     assert sorted(report) == sorted((dimension, Decimal(total)) for dimension, total in sums.items() if total)
 
@@ -331,7 +334,14 @@ def funnel_users(warehouse: Warehouse) -> list[tuple[Any, ...]]:
 
 def test_funnel_report_adds_partitions_and_counts_who_reached_at_least_each_step(warehouse: Warehouse) -> None:
     install(warehouse, Definitions(funnels=(CHECKOUT,)), 1)
-    cells = [funnel_cell(1, 5), funnel_cell(2, 3, bucket=4), funnel_cell(2, 1, bucket=9), funnel_cell(1, 2, 1), funnel_cell(3, 4, 1), funnel_cell(1, 1, segment="ads")]
+    cells = [
+        funnel_cell(1, 5),
+        funnel_cell(2, 3, bucket=4),
+        funnel_cell(2, 1, bucket=9),
+        funnel_cell(1, 2, 1),
+        funnel_cell(3, 4, 1),
+        funnel_cell(1, 1, segment="ads"),
+    ]
     warehouse.insert(columns("funnel_cells", cells))
     assert funnel_users(warehouse) == [
         ("", 1, "view", 15), ("", 2, "cart", 8), ("", 3, "pay", 4),
@@ -374,7 +384,11 @@ def test_final_waits_for_the_slowest_partition_and_ignores_those_without_events(
     })  # fmt: skip
 
     def final() -> set[tuple[int]]:
-        return {row for report in REPORTS for row in warehouse.query(f"SELECT DISTINCT final FROM {report}{' WHERE period = 0' if 'ret' in report else ''}")}
+        return {
+            row
+            for report in REPORTS
+            for row in warehouse.query(f"SELECT DISTINCT final FROM {report}{' WHERE period = 0' if 'ret' in report else ''}")
+        }
 
     assert final() == {(0,)}
     warehouse.insert(columns("progress", [progress(0, T0 + 2 * DAY), progress(1, T0 + 2 * DAY - 1), progress(1, 0, "orders")]))
@@ -468,7 +482,12 @@ def test_a_sum_beyond_a_floats_precision_stays_exact(warehouse: Warehouse) -> No
 
 def test_quantile_kpi_is_the_nearest_rank_over_all_partitions(warehouse: Warehouse) -> None:
     install(warehouse, Definitions(kpis=BOARD), 1)
-    cells = [kpi_cell("dwell_p90", 4, bucket=10), kpi_cell("dwell_p90", 5, 1, bucket=80), kpi_cell("dwell_p90", 1, bucket=200), kpi_cell("dwell_p90", 0, bucket=3)]
+    cells = [
+        kpi_cell("dwell_p90", 4, bucket=10),
+        kpi_cell("dwell_p90", 5, 1, bucket=80),
+        kpi_cell("dwell_p90", 1, bucket=200),
+        kpi_cell("dwell_p90", 0, bucket=3),
+    ]
     warehouse.insert(columns("kpi_cells", cells))
     assert kpis(warehouse)["dwell_p90", ""] == int(HISTOGRAM_UPPER[80])
     warehouse.insert(columns("kpi_cells", [kpi_cell("dwell_p90", 2, bucket=200, version=2)]))
@@ -515,7 +534,9 @@ def test_reports_show_only_the_definition_installed_last(warehouse: Warehouse) -
 def test_installing_the_newest_again_writes_nothing(warehouse: Warehouse) -> None:
     definitions = Definitions(funnels=(CHECKOUT,), retentions=(WEEKLY,), kpis=BOARD)
     assert install(warehouse, definitions, 1000) == 2 + len(BOARD)
-    counts = "SELECT count() FROM catalog_funnels UNION ALL SELECT count() FROM catalog_retentions UNION ALL SELECT count() FROM catalog_kpis"
+    counts = (
+        "SELECT count() FROM catalog_funnels UNION ALL SELECT count() FROM catalog_retentions UNION ALL SELECT count() FROM catalog_kpis"
+    )
     before = sorted(warehouse.query(counts))
     assert install(warehouse, definitions, 2000) == 0
     assert sorted(warehouse.query(counts)) == before
@@ -572,8 +593,6 @@ def test_many_clients_share_one_embedded_warehouse(key: str, tmp_path: Path) -> 
 
 
 def test_another_key_is_refused_and_a_silent_client_holds_up_nobody(key: str, tmp_path: Path) -> None:
-    import socket
-
     host = SharedHost(str(tmp_path / "warehouse"))
     try:
         silent = socket.create_connection(host.address)
@@ -600,7 +619,9 @@ def test_a_folder_held_by_another_process_is_refused_with_the_reason(key: str, t
     try:
         script = "import sys; from pipeline.sinks.embedded import EmbeddedWarehouse; EmbeddedWarehouse(sys.argv[1])"
         command = [sys.executable, "-c", script, str(tmp_path / "warehouse")]
-        second = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, timeout=60)
+        second = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, timeout=60
+        )
         assert second.returncode != 0
         assert "one process at a time" in second.stderr
     finally:
@@ -660,6 +681,31 @@ def test_a_server_that_stopped_is_unavailable_and_back_after_its_restart(server:
     server.start()
     warehouse.insert(columns("progress", [progress(1, T0)]))
     assert warehouse.query("SELECT partition, watermark FROM progress ORDER BY partition") == [(0, T0), (1, T0)]
+
+
+def test_the_server_ends_with_the_process_that_started_it() -> None:
+    clickhouse_server.require()
+    script = (
+        "import sys, time; from tests.clickhouse_server import ClickHouseServer; s = ClickHouseServer(); s.start();"
+        "print(s.port, s.folder, flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert owner.stdout is not None
+    port, folder = owner.stdout.readline().split()
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", int(port))) != 0:
+                break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the server outlived its owner")
+    shutil.rmtree(folder)
 
 
 def test_nobody_listening_is_unavailable_and_soon() -> None:

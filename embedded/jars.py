@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
-import sys
 from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
+
+from pipeline.cache import cache_folder
 
 KAFKA_VERSION = "4.3.1"
 ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
@@ -17,15 +17,6 @@ ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:
 
 class EmbeddedKafkaError(Exception):
     """The embedded broker can't be had or did not start; the message says what to do."""
-
-
-def cache_folder() -> Path:
-    """`SHOPSTREAM_CACHE`, or the user's cache folder."""
-    if named := os.environ.get("SHOPSTREAM_CACHE"):
-        return Path(named)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "shopstream"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shopstream"
 
 
 def kafka_jars(quiet: bool = False) -> list[Path]:

@@ -25,8 +25,9 @@ def zipf_users(rng: np.random.Generator, n: int, users: int, exponent: float = E
     """[n] user numbers in [0, users), the i-th as likely as (i + 1) ** -exponent: the continuous law's inverse, scattered so that rank is not order."""
     power = 1 - exponent
     rank = ((users**power - 1) * rng.random(n) + 1) ** (1 / power)
-    ranks = np.minimum(rank.astype(np.int64) - 1, users - 1)
-    return (ranks * 2_654_435_761 + 12_345) % users if np.gcd(2_654_435_761, users) == 1 else ranks
+    ranks: npt.NDArray[np.int64] = np.minimum(rank.astype(np.int64) - 1, users - 1)
+    scattered: npt.NDArray[np.int64] = (ranks * 2_654_435_761 + 12_345) % users
+    return scattered if np.gcd(2_654_435_761, users) == 1 else ranks
 
 
 def events(n: int, users: int, seed: int = 1, start_ms: int = START_MS, span_ms: int = 3_600_000) -> tuple[list[bytes], list[bytes]]:

@@ -149,7 +149,7 @@ class ColumnBuilder:
         self._strings = strings
         self._names = EventNames(plan, strings)
         self._filtered = [(p, match.where) for p, match in enumerate(plan.predicates) if match.where]
-        self._currency = strings.intern(plan.definitions.currency)
+        self._currency = plan.definitions.currency
 
     def build(self, events: Sequence[Event]) -> EventColumns:
         n = len(events)
@@ -161,16 +161,22 @@ class ColumnBuilder:
         numbers = np.empty((n, len(self._plan.numbers)), np.int64)
         for i, field in enumerate(self._plan.numbers):
             numbers[:, i] = np.nan_to_num(reader.number(field))
-        currency = self._strings.column(reader.text("currency"), n)
         return EventColumns(
             self._names.string_id[names],
             self._bits(names, reader),
             fields,
             numbers,
             hashes_of(reader.text("order_id")),
-            np.where(currency == 0, np.int32(self._currency), currency),
+            self._currencies(reader.text("currency")),
             int(np.count_nonzero(self._names.unknown[names])),
         )
+
+    def _currencies(self, texts: list[str | None]) -> I32:
+        own = self._strings.intern(self._currency) if texts else 0
+        if not any(texts):
+            return np.full(len(texts), own, np.int32)
+        ids = self._strings.column(texts, len(texts))
+        return np.where(ids == 0, np.int32(own), ids)
 
     def _bits(self, names: I32, reader: _Reader) -> U64:
         """The predicates of each event's name, less those whose filters fail."""

@@ -192,9 +192,7 @@ class Table:
         value = self.text(key, default)
         try:
             ZoneInfo(value)
-        except (OSError, ValueError):  # ZoneInfoNotFoundError is a KeyError: see below
-            pass
-        except KeyError:
+        except (KeyError, OSError, ValueError):  # not known; a folder of the database; no such path
             pass
         else:
             return value

@@ -12,14 +12,14 @@ import signal
 import ssl
 import tempfile
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import faust
 from faust.types.auth import AuthProtocol
 
 from agents import bind_agents
 from pipeline.definitions import Definitions
-from pipeline.partition import Options, Topics
+from pipeline.partition import Options, Partition, Run, Topics
 from pipeline.sinks.warehouse import Warehouse
 from pipeline.streaming.owner import FlushOptions, Owner, end_process
 from pipeline.streaming.tables import OwnedTables
@@ -103,7 +103,32 @@ def create_app(options: WorkerOptions, definitions: Definitions, warehouse: Ware
 
 def run_worker(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
     """Run until SIGTERM or SIGINT; 0 after an orderly end. Ends the process with 1 on anything unexpected."""
+    warm_up(definitions)
     return asyncio.run(_run(options, definitions, warehouse))
+
+
+def warm_up(definitions: Definitions) -> None:
+    """Compile (or load from the cache) every kernel before partitions are owned: a group member that compiles for a minute would be thrown out."""
+    names = ["page_view", *dict.fromkeys(e for f in definitions.funnels for s in f.steps for e in s.match.events), "order_created", "purchase", "refund"]
+    for topic in ("clickstream", "orders"):
+        partition = Partition(0, 1, definitions)
+        values = [
+            b'{"event_id":"w%d","event":"%s","ts":1767225600000,"user_id":"u","order_id":"o","value":1}' % (i, name.encode())
+            for i, name in enumerate(names)
+        ]
+        records = [_WarmUp(i, None, value, 1_767_225_600_000, []) for i, value in enumerate(values)]
+        partition.offer(Run(topic, 0, records, len(records), 0))
+        partition.offer(Run(topic, 0, [_WarmUp(len(records), None, values[0].replace(b"w0", b"v0"), 1_767_225_600_000, [])], len(records) + 1, len(records)))
+        partition.horizon = 1
+        partition.snapshot()
+
+
+class _WarmUp(NamedTuple):
+    offset: int
+    key: bytes | None
+    value: bytes
+    timestamp: int
+    headers: list[tuple[str, bytes]]
 
 
 async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:

@@ -63,6 +63,7 @@ class Owner:
         self.flush_options = flush
         self.warehouse = warehouse
         self.owned: dict[int, Owned] = {}
+        self.epochs: dict[TopicPartition, int] = {}
         self.partitions = 0
         self.thread: Any = None  # the transport's consumer thread, set once the app has started
         self._sink = ThreadPoolExecutor(1, thread_name_prefix="sink")
@@ -126,9 +127,16 @@ class Owner:
         finally:
             await consumer.stop()
 
-    def positions(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int | None]:
-        """Where to read on, by topic partition; None: from the beginning."""
-        return {tp: self.owned[tp.partition].partition.positions.get(tp.topic) for tp in tps if tp.partition in self.owned}
+    def new_epoch(self, tps: Iterable[TopicPartition]) -> tuple[dict[TopicPartition, int | None], dict[TopicPartition, int]]:
+        """Where to read on (None: from the beginning), and the epoch of the runs read from there.
+
+        From this instant runs of older epochs are dropped: the positions would be wrong if one were still applied before the seek.
+        """
+        ours = [tp for tp in tps if tp.partition in self.owned]
+        for tp in ours:
+            self.epochs[tp] = self.epochs.get(tp, 0) + 1
+        positions = {tp: self.owned[tp.partition].partition.positions.get(tp.topic) for tp in ours}
+        return positions, {tp: self.epochs[tp] for tp in ours}
 
     # --- intake ----------------------------------------------------------------------------------------------------------
 
@@ -136,7 +144,7 @@ class Owner:
         """Apply a run that is in place; drop one fetched before the last seek, which reads it again."""
         await self._sink_caught_up.wait()
         owned = self.owned.get(run.partition)
-        if owned is None or run.topic in owned.braked or run.epoch != self.thread.epochs.get(TopicPartition(run.topic, run.partition)):
+        if owned is None or run.topic in owned.braked or run.epoch != self.epochs.get(TopicPartition(run.topic, run.partition)):
             return
         try:
             owned.partition.offer(run)

@@ -55,11 +55,11 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
             **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
         )
 
-    async def seek_runs(self, positions: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, int]:
-        """Read on from these offsets (None: from the beginning); what was fetched before belongs to an older epoch."""
-        return await self.call_thread(self._seek_runs, positions)  # type: ignore[no-any-return]
+    async def seek_runs(self, positions: Mapping[TopicPartition, int | None], epochs: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Read on from these offsets (None: from the beginning), in these epochs; what was fetched before belongs to an older one."""
+        return await self.call_thread(self._seek_runs, positions, dict(epochs))  # type: ignore[no-any-return]
 
-    async def _seek_runs(self, positions: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, int]:
+    async def _seek_runs(self, positions: Mapping[TopicPartition, int | None], epochs: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
         consumer = self._ensure_consumer()
         unknown = [tp for tp, offset in positions.items() if offset is None]
         first = await consumer.beginning_offsets(unknown) if unknown else {}
@@ -67,7 +67,7 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
             start = first[tp] if offset is None else offset
             consumer.seek(tp, start)
             self.begins[tp] = start
-            self.epochs[tp] = self.epochs.get(tp, 0) + 1
+            self.epochs[tp] = epochs[tp]
         return {tp: self.begins[tp] for tp in positions}
 
     async def _fetch_records(self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None) -> Any:
@@ -118,7 +118,7 @@ class RunConsumer(driver.Consumer):
                     await self.wait(self.can_resume_flow)
                 if self.should_stop:
                     return
-                if run.epoch == self._thread.epochs.get(tp):
+                if run.epoch == self.app.tables.owner.epochs.get(tp):
                     yield ensure_TP(tp), self._run_message(ensure_TP(tp), run)
 
     def _run_message(self, tp: TP, run: Run) -> ConsumerMessage:
@@ -138,8 +138,8 @@ class RunConsumer(driver.Consumer):
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Where the owner of the partitions wants to read on, instead of the group's committed offsets."""
         assigned = {TopicPartition(tp.topic, tp.partition) for tp in self.assignment()}
-        positions = self.app.tables.owner.positions(assigned)
-        started = await asyncio.wait_for(self._thread.seek_runs(positions), self.app.conf.broker_request_timeout)
+        positions, epochs = self.app.tables.owner.new_epoch(assigned)
+        started = await asyncio.wait_for(self._thread.seek_runs(positions, epochs), self.app.conf.broker_request_timeout)
         return {ensure_TP(tp): offset for tp, offset in started.items()}
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from pipeline.cache import kernel_cache
 from pipeline.columns import I32, I64, U8, U64
+
+if not numba.config.CACHE_DIR:  # NUMBA_CACHE_DIR wins
+    numba.config.CACHE_DIR = str(kernel_cache())
 
 jit = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 
@@ -207,8 +212,8 @@ def cells_room(cells: CellArrays, adds: int) -> bool:
 
 
 @jit
-def cells_row(cells: CellArrays, k0: int, k1: int, k2: int) -> int:
-    """The row of a cell, created at 0 when new. The caller has made sure of room."""
+def cells_add(cells: CellArrays, k0: int, k1: int, k2: int, delta: int) -> None:
+    """Add `delta` to a cell, creating it at 0. The caller has made sure of room."""
     mask = len(cells.slots) - 1
     at = _key_slot(k0, k1, k2, mask)
     row = cells.slots[at]
@@ -225,13 +230,6 @@ def cells_row(cells: CellArrays, k0: int, k1: int, k2: int) -> int:
         cells.values[row] = 0
         cells.versions[row] = 0
         cells.dirty[row] = 0
-    return row
-
-
-@jit
-def cells_add(cells: CellArrays, k0: int, k1: int, k2: int, delta: int) -> None:
-    """Add `delta` to a cell, creating it at 0. The caller has made sure of room."""
-    row = cells_row(cells, k0, k1, k2)
     cells.values[row] += delta
     if cells.dirty[row] == 0:
         cells.dirty[row] = 1

@@ -1,166 +1,213 @@
-"""KPIs over events: counts, exact sums and exact distinct users by window and dimension.
+"""KPIs counted an event at a time: counts, sums, and exactly how many distinct users.
 
-The board applies batches; counts and sums are additions, distinct users go through a set of (group, user) pairs, a group being a cell's key.
+In: accepted batches. Out: cells (see `pipeline.tables.kpi_rows`). Called by `pipeline.tables.board`.
+
+Counts and sums only add. Distinct users need a memory of who was counted: a set a window, dropped when the window is over.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple
 
-from pipeline.columns import I32, I64, U64, Strings
+import numpy as np
+
+from pipeline.columns import I64, U64, Strings
 from pipeline.plan import Plan
-from pipeline.tables.kernel import CellArrays, Cells, cells_add, cells_room, cells_row, jit
-from pipeline.tables.kpi_rows import WINDOWS, kpi_rows, window_ends
+from pipeline.tables.kernel import CellArrays, Cells, jit
+from pipeline.tables.kpi_rows import (
+    Events,
+    Kinds,
+    Lines,
+    compile_lines,
+    events_of,
+    flush_pending,
+    inlined,
+    kpi_rows,
+    new_pending,
+    pending_add,
+    window_ends,
+    window_of,
+)
+from pipeline.tables.slices import SliceArrays, Slices, home_slot, slice_position
 from pipeline.tables.table import Arrays, Batch
-from pipeline.windows import boundaries, window_index, window_start
+from pipeline.windows import window_starts
 from schemas.rows import Rows
 
+DONE, MORE_CELLS, NO_SLICE, FULL = 0, 1, 2, 3
 COUNT, SUM, USERS = 0, 1, 2
-AGGREGATES = {"count": COUNT, "sum": SUM, "users": USERS}
-SWEEP_MS = 3_600_000
+SPARSE, DENSE = 1, 2  # words a slot: a user each, or 64 users of consecutive index
+MOST_USERS = 1 << 30  # a set's key is line + 1 (10 bits), string id (24), user (30)
+MOST_STRINGS = 1 << 24
+MOST_LINES = (1 << 10) - 1
+
+
+class Spec(NamedTuple):
+    """The KPIs compiled."""
+
+    kpis: I64  # [kpis, 4] predicate or -1 for every event, aggregate, column of `Columns.numbers`, money 0 or 1
+    lines: Lines
+    kinds: Kinds
+    sets: I64  # [kinds, 2] lines that count users, words a slot
+    at: I64  # [kinds] scratch: the position of the set of the kind's last window
+
+
+@inlined
+def _newly_in(words: I64, used: I64, k: int, offset: int, mask: int, stride: int, line: int, value: int, user: int) -> bool:
+    """Put a user into set k of a line and dimension value; whether they were not in it. The caller has made sure of room."""
+    low = user if stride == SPARSE else user >> 6
+    key = (line + 1) << 54 | value << 30 | low
+    at = home_slot(key, mask)
+    word = offset + at * stride
+    while words[word] != 0 and words[word] != key:
+        at = (at + 1) & mask
+        word = offset + at * stride
+    new = words[word] == 0
+    if new:
+        words[word] = key
+        used[k] += 1
+    if stride == DENSE:
+        bit = np.int64(1) << (user & 63)
+        if new:
+            words[word + 1] = 0
+        new = words[word + 1] & bit == 0
+        words[word + 1] |= bit
+    return new
+
+
+@inlined
+def _matches(predicate: int, bits: U64, i: int) -> bool:
+    return predicate < 0 or (bits[i, predicate >> 6] >> np.uint64(predicate & 63)) & np.uint64(1) != 0
 
 
 @jit
-def _insert(pairs: U64, pair: np.uint64) -> bool:
-    """Whether the pair is new; it is in the set afterwards. Stored plus one: 0 is an empty slot."""
-    mask = np.uint64(len(pairs) - 1)
-    at = ((pair * np.uint64(0x9E3779B185EBCA87)) >> np.uint64(20)) & mask
-    stored = pair + np.uint64(1)
-    while pairs[at] != 0:
-        if pairs[at] == stored:
-            return False
-        at = (at + np.uint64(1)) & mask
-    pairs[at] = stored
-    return True
+def _apply(spec: Spec, events: Events, i: int, slices: SliceArrays, pending: I64, cells: CellArrays) -> tuple[int, int, int]:
+    """Apply events from i on. (status, i, slice or kind): when not DONE, the caller makes room and goes on from there."""
+    kpis, sets, position = spec.kpis, spec.sets, spec.at
+    table, columns, of_kpi = spec.lines.table, spec.lines.columns, spec.lines.of_kpi
+    shape, starts, last = spec.kinds.shape, spec.kinds.starts, spec.kinds.last
+    bits, stamps, fields, numbers, currencies, users = events.bits, events.ts, events.fields, events.numbers, events.currency, events.user
+    words, used, offsets, slots, strides = slices.words, slices.used, slices.offset, slices.slots, slices.stride
+    meta, capacity = cells.meta, len(cells.values)
+    n_kinds, n_kpis, n_lines = len(sets), len(kpis), len(table)
+    position[:] = -1
+    while i < len(stamps):
+        if meta[0] + n_lines > capacity:
+            return MORE_CELLS, i, 0
+        counting = False
+        for kpi in range(n_kpis):
+            if kpis[kpi, 1] == USERS and _matches(kpis[kpi, 0], bits, i):
+                counting = True
+        for kind in range(n_kinds):
+            before = last[kind, 0]
+            if window_of(shape, starts, last, kind, stamps[i]) != before:
+                position[kind] = -1
+            if counting and sets[kind, 0] > 0:
+                if position[kind] < 0:
+                    position[kind] = slice_position(slices, last[kind, 2] * n_kinds + kind)
+                k = position[kind]
+                if k < 0:
+                    return NO_SLICE, i, kind
+                if (used[k] + sets[kind, 0]) * 4 > slots[k] * 3:
+                    return FULL, i, k
 
-
-@jit
-def _apply(
-    cells: CellArrays, groups: CellArrays, pairs: U64, used: int, start: int, most: int, spec: I64, dimensions: I64, sizes: I64, firsts: I64, bounds: I64,
-    ts: I64, user: I32, bits: U64, fields: I32, numbers: I64, currency: I32,
-) -> tuple[int, int]:  # fmt: skip
-    """Apply rows from `start`; returns (rows done, pairs used), early when a cell, a group or a pair might not fit."""
-    windows = len(sizes)
-    begins = np.zeros(windows, np.int64)
-    ends = np.zeros(windows, np.int64)
-    for i in range(start, len(ts)):
-        if not (cells_room(cells, most) and cells_room(groups, most) and (used + most) * 2 <= len(pairs)):
-            return i, used
-        for w in range(windows):
-            if sizes[w] >= 0 and not (begins[w] <= ts[i] < ends[w]):
-                starts = bounds[firsts[w] : firsts[w + 1]]
-                index = window_index(sizes[w], starts, ts[i])
-                begins[w] = window_start(sizes[w], starts, index)
-                ends[w] = window_start(sizes[w], starts, index + 1)
-        for k in range(len(spec)):
-            if (bits[i, spec[k, 2]] >> np.uint64(spec[k, 3])) & np.uint64(1) == 0:
+        user = np.int64(users[i])
+        for kpi in range(n_kpis):
+            if not _matches(kpis[kpi, 0], bits, i):
                 continue
-            money = np.int64(currency[i]) if spec[k, 5] else np.int64(0)
-            amount = numbers[i, spec[k, 4]] if spec[k, 1] == SUM else np.int64(1)
-            for w in range(windows):
-                if (spec[k, 6] >> w) & 1 == 0:
-                    continue
-                for d in range(spec[k, 7] + 1):
-                    value = np.int64(fields[i, dimensions[k, d - 1]]) if d else np.int64(0)
-                    k0 = (spec[k, 0] << 32) | (d << 8) | w
-                    k2 = (value << 32) | money
-                    if spec[k, 1] == USERS:
-                        group = cells_row(groups, k0, begins[w], k2)
-                        if not _insert(pairs, (np.uint64(group) << np.uint64(32)) | np.uint64(user[i])):
-                            continue
-                        used += 1
-                    cells_add(cells, k0, begins[w], k2, amount)
-    return len(ts), used
-
-
-@jit
-def _move(old: U64, new: U64, renumbered: I64) -> int:
-    """Copy the pairs whose group lives on under its new number; how many."""
-    used = 0
-    for stored in old:
-        if stored != 0:
-            pair = stored - np.uint64(1)
-            group = renumbered[np.int64(pair >> np.uint64(32))]
-            if group >= 0:
-                _insert(new, (np.uint64(group) << np.uint64(32)) | (pair & np.uint64(0xFFFFFFFF)))
-                used += 1
-    return used
+            aggregate = kpis[kpi, 1]
+            delta, currency = np.int64(1), np.int64(0)
+            if aggregate == SUM:
+                delta = numbers[i, kpis[kpi, 2]]
+                if kpis[kpi, 3] == 1:
+                    currency = np.int64(currencies[i])
+            for line in range(of_kpi[kpi], of_kpi[kpi + 1]):
+                dimension, kind = table[line, 1], table[line, 2]
+                value = np.int64(0)
+                if dimension >= 0:
+                    value = np.int64(fields[i, columns[dimension]])
+                if aggregate == USERS:
+                    k = position[kind]
+                    if not _newly_in(words, used, k, offsets[k], slots[k] - 1, strides[k], line, value, user):
+                        continue
+                pending_add(pending, cells, table[line, 0], last[kind, 0], value << 32 | currency, delta)
+        i += 1
+    return DONE, i, 0
 
 
 class EventKpiTable:
-    """All KPIs with source `events`."""
+    """All KPIs of one partition with source `events`."""
 
     def __init__(self, plan: Plan, metric: int) -> None:
-        definitions = plan.definitions
-        self.kpis = [kpi for kpi in definitions.kpis if kpi.source == "events"]
-        self.metric, self.metrics = metric, len(self.kpis)
-        self._definitions = definitions
-        self._spec = np.zeros((len(self.kpis), 8), np.int64)
-        self._dimensions = np.zeros((len(self.kpis), max([1, *(len(k.dimensions) for k in self.kpis)])), np.int64)
-        for k, kpi in enumerate(self.kpis):
-            assert kpi.match is not None
-            predicate = plan.predicate(kpi.match)
-            number = plan.number(kpi.field) if kpi.aggregate == "sum" and kpi.field else 0
-            windows = sum(1 << WINDOWS.index(w) for w in kpi.windows)
-            self._spec[k] = (
-                metric + k, AGGREGATES[kpi.aggregate], predicate >> 6, predicate & 63, number, kpi.money, windows, len(kpi.dimensions)
-            )  # fmt: skip
-            self._dimensions[k, : len(kpi.dimensions)] = [plan.field(d) for d in kpi.dimensions]
-        asked = {w for kpi in self.kpis for w in kpi.windows}
-        bounds = [boundaries(w, definitions.time_zone) for w in WINDOWS]
-        self._sizes = np.array([b.size if w in asked else -1 for w, b in zip(WINDOWS, bounds, strict=True)], np.int64)
-        self._firsts = np.cumsum([0, *(len(b.starts) for b in bounds)]).astype(np.int64)
-        self._bounds: I64 = np.concatenate([b.starts for b in bounds])
-        self._most = int(sum(len(k.windows) * (1 + len(k.dimensions)) for k in self.kpis))
-        self._groups = Cells()
-        self._pairs: U64 = np.zeros(1 << 12, np.uint64)
-        self._used = 0
-        self._swept = 0
+        self.metric = metric
+        self.kpis = tuple(kpi for kpi in plan.definitions.kpis if kpi.source == "events")
+        self.metrics = len(self.kpis)
+        self.time_zone = plan.definitions.time_zone
+        self.lateness_ms = plan.definitions.lateness_ms
+        lines, kinds, self.windows = compile_lines(plan, self.kpis, metric)
+        if len(lines.table) > MOST_LINES:
+            raise ValueError(f"the KPIs have {len(lines.table)} windows × dimensions; at most {MOST_LINES} are possible")
+        compiled = [
+            (
+                -1 if kpi.match is None else plan.predicate(kpi.match),
+                ("count", "sum", "users").index(kpi.aggregate),
+                plan.number(kpi.field) if kpi.field else 0,
+                int(kpi.money),
+            )
+            for kpi in self.kpis
+        ]
+        sets = [
+            (sum(compiled[i][1] == USERS and w == kind for _, _, w, i in lines.table.tolist()), SPARSE if window in ("1m", "1h") else DENSE)
+            for kind, window in enumerate(self.windows)
+        ]
+        self.spec = Spec(
+            np.array(compiled, np.int64).reshape(-1, 4),
+            lines,
+            kinds,
+            np.array(sets, np.int64).reshape(-1, 2),
+            np.zeros(len(sets), np.int64),
+        )
+        self.slices = Slices()
+        self._slots: dict[int, int] = {}  # window kind to half the size of the newest grown set: what the next one begins with
+        self.pending = new_pending()
 
     def apply(self, batch: Batch, cells: Cells) -> None:
-        c, done = batch.columns, 0
-        while True:
-            done, self._used = _apply(
-                cells.arrays, self._groups.arrays, self._pairs, self._used, done, self._most, self._spec, self._dimensions, self._sizes, self._firsts,
-                self._bounds, c.ts, batch.user, c.bits, c.fields, c.numbers, c.currency,
-            )  # fmt: skip
-            if done == len(c):
-                return
-            if not cells_room(cells.arrays, self._most):
-                cells.grow(self._most)
-            if not cells_room(self._groups.arrays, self._most):
-                self._groups.grow(self._most)
-            if (self._used + self._most) * 2 > len(self._pairs):
-                self._rebuild(np.arange(len(self._groups), dtype=np.int64), 2 * (self._used + self._most))
-
-    def _rebuild(self, renumbered: npt.NDArray[np.int64], room: int) -> None:
-        pairs = np.zeros(1 << max(12, (room * 2 - 1).bit_length()), np.uint64)
-        self._used = _move(self._pairs, pairs, renumbered)
-        self._pairs = pairs
+        """Add the batch to the cells. Raises OverflowError beyond 2^30 users or 2^24 strings in a partition."""
+        events = events_of(batch)
+        if batch.users > MOST_USERS or (events.fields.size and int(events.fields.max()) >= MOST_STRINGS):
+            raise OverflowError(f"a partition has more than {MOST_USERS} users or {MOST_STRINGS} field values; use more partitions")
+        status, i = -1, 0
+        while status != DONE:
+            status, i, which = _apply(self.spec, events, i, self.slices.arrays, self.pending, cells.arrays)
+            if status == MORE_CELLS:
+                cells.grow(len(self.spec.lines.table))
+            elif status == NO_SLICE:
+                lines, stride = self.spec.sets[which].tolist()
+                slots = max(self._slots.get(which, 64), 1 << (2 * lines).bit_length())
+                self.slices.add(int(self.spec.kinds.last[which, 2]) * len(self.windows) + which, stride, slots)
+            elif status == FULL:
+                self.slices.grow(which)
+                self._slots[int(self.slices.arrays.number[which]) % len(self.windows)] = int(self.slices.arrays.slots[which]) // 2
+        flush_pending(self.pending, cells)
 
     def expire(self, horizon: int) -> None:
-        if horizon - self._swept < SWEEP_MS or not len(self._groups):
-            return
-        self._swept = horizon
-        alive = window_ends(self._groups.arrays.keys[: len(self._groups)], self._definitions) > horizon
-        if not alive.all():
-            renumbered = np.where(alive, np.cumsum(alive) - 1, -1)
-            self._rebuild(renumbered, self._used)
-            self._groups.keep(alive)
+        """Forget who was counted in windows that end at or before the horizon."""
+        number = self.slices.arrays.number
+        ends = np.empty(len(number), np.int64)
+        for kind, window in enumerate(self.windows):
+            chosen = number % len(self.windows) == kind
+            ends[chosen] = window_starts(window, self.time_zone, number[chosen] // len(self.windows) + 1)
+        self.slices.keep(ends > horizon)
 
     def final_at(self, keys: I64) -> I64:
-        return window_ends(keys, self._definitions) + self._definitions.lateness_ms
+        """Per cell key: window end + lateness, ms."""
+        return window_ends(self.kpis, self.metric, self.time_zone, keys) + self.lateness_ms
 
     def rows(self, keys: I64, values: I64, versions: I64, strings: Strings, partition: int) -> Rows:
-        return kpi_rows(self.kpis, self.metric, keys, values, versions, self.final_at(keys), strings, partition)
+        """Cells [m] as rows of `kpi_cells`."""
+        return kpi_rows(self.kpis, self.metric, keys, values, versions, strings, partition, self.final_at(keys))
 
     def dump(self) -> Arrays:
-        return {"groups": self._groups.arrays.keys[: len(self._groups)], "pairs": self._pairs[self._pairs != 0]}
+        return dict(self.slices.dump())
 
     def load(self, arrays: Arrays) -> None:
-        keys = arrays["groups"]
-        zeros = np.zeros(len(keys), np.int64)
-        self._groups.load({"keys": keys, "values": zeros, "versions": zeros})
-        self._pairs = arrays["pairs"]
-        self._rebuild(np.arange(len(keys), dtype=np.int64), len(self._pairs) + self._most)
+        self.slices.load(arrays)

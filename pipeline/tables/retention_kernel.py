@@ -215,14 +215,14 @@ def apply_rows(
         row = np.int64(state.rows[u])
         first, tie = NEVER, np.uint64(0)
         if row >= 0:
-            first, tie = words[row, FIRST], np.uint64(words[row, TIE])
+            first, tie = int(words[row, FIRST]), np.uint64(words[row, TIE])
         known = first != NEVER
 
         # A group is sorted by time, so its return periods come in order: one entry each.
         best, m = -1, 0
         for position in range(first_row, last_row):
-            r = events.order[position]
-            ts = events.ts[r]
+            r = int(events.order[position])
+            ts = int(events.ts[r])
             if ts <= first and _matches(events.bits, r, spec.cohort) and (ts < first or events.event_id[r] < tie):
                 best, first, tie = r, ts, events.event_id[r]
             if _matches(events.bits, r, spec.returning):
@@ -240,13 +240,13 @@ def apply_rows(
             g += 1
             continue
 
-        old_cohort, old_segment = np.int64(0), np.int64(0)
+        old_cohort, old_segment = 0, 0
         if known:
-            old_cohort, old_segment = words[row, COHORT] >> 32, words[row, COHORT] & 0xFFFFFFFF
+            old_cohort, old_segment = int(words[row, COHORT] >> 32), int(words[row, COHORT] & 0xFFFFFFFF)
         cohort, segment = old_cohort, old_segment
         if best >= 0:
-            cohort = np.searchsorted(starts, first, side="right") - 1
-            segment = np.int64(events.fields[best, spec.breakdown]) if spec.breakdown >= 0 else np.int64(0)
+            cohort = int(np.searchsorted(starts, first, side="right") - 1)
+            segment = int(events.fields[best, spec.breakdown]) if spec.breakdown >= 0 else 0
         low, high, old_high = horizon, NEVER, NEVER
         if known or best >= 0:
             low, high = min(cohort, horizon), cohort + spec.periods

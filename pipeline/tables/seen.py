@@ -1,6 +1,6 @@
-"""Deduplication: which events carry an id that was accepted before, close in time. `pipeline.partition` asks for every batch.
+"""Duplicates by event id within a window of event time.
 
-Ids are kept until no copy can be accepted any more (an older event is too late), so an exact copy is recognised at any distance.
+In: hashes of event ids and their ts, in the order read. Out: which of them were accepted before. Called by `pipeline.partition` before the tables.
 """
 
 from __future__ import annotations
@@ -12,110 +12,103 @@ import numpy.typing as npt
 
 from pipeline.columns import I64, U64
 from pipeline.tables.kernel import jit
+from pipeline.tables.slices import SliceArrays, Slices, home_slot, slice_full, slice_position
+from pipeline.tables.table import Arrays
 
-Slice = tuple[U64, I64]
-SLICES_PER_LATENESS = 12
-
-
-@jit
-def _seen_near(ids: U64, times: I64, event_id: np.uint64, ts: int, window: int) -> bool:
-    mask = np.uint64(len(ids) - 1)
-    at = event_id & mask
-    while ids[at] != 0:
-        if ids[at] == event_id and abs(times[at] - ts) <= window:
-            return True
-        at = (at + np.uint64(1)) & mask
-    return False
+DONE, NO_SLICE, FULL = 0, 1, 2
+SLICES_OF_LATENESS = 12  # so at most 1/12 more than needed is remembered
 
 
 @jit
-def _remember(ids: U64, times: I64, event_id: np.uint64, ts: int) -> None:
-    mask = np.uint64(len(ids) - 1)
-    at = event_id & mask
-    while ids[at] != 0:
-        at = (at + np.uint64(1)) & mask
-    ids[at] = event_id
-    times[at] = ts
+def _find(slices: SliceArrays, k: int, key: int, ts: int, window: int) -> int:
+    """-1 when `key` is in slice k within `window` of `ts`, else the empty slot where it would go."""
+    offset, mask = slices.offset[k], slices.slots[k] - 1
+    at = home_slot(key, mask)
+    while True:
+        word = offset + 2 * at
+        if slices.words[word] == 0:
+            return word
+        if slices.words[word] == key and abs(slices.words[word + 1] - ts) <= window:
+            return -1
+        at = (at + 1) & mask
 
 
 @jit
-def _judge(before: Slice, own: Slice, after: Slice, event_id: U64, ts: I64, rows: I64, window: int, out: npt.NDArray[np.bool_]) -> int:
-    """Mark the duplicates among the rows of one slice and remember the others; how many were remembered."""
-    added = 0
-    for row in rows:
-        one, at = event_id[row], ts[row]
-        known = _seen_near(own[0], own[1], one, at, window)
-        known = known or _seen_near(before[0], before[1], one, at, window) or _seen_near(after[0], after[1], one, at, window)
-        out[row] = known
-        if not known:
-            _remember(own[0], own[1], one, at)
-            added += 1
-    return added
+def _judge(slices: SliceArrays, slice_ms: int, window: int, keys: I64, ts: I64, i: int, out: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
+    """Judge events from i on, remembering the new ones. (status, i, slice): when not DONE, the caller makes room and goes on from there.
 
-
-@jit
-def _refill(ids: U64, times: I64, old_ids: U64, old_times: I64) -> None:
-    for i in range(len(old_ids)):
-        if old_ids[i] != 0:
-            _remember(ids, times, old_ids[i], old_times[i])
+    With window -1 nothing is a duplicate.
+    """
+    number, k, before, after = np.int64(-1), np.int64(-1), np.int64(-1), np.int64(-1)
+    while i < len(ts):
+        t = ts[i]
+        if t // slice_ms != number:
+            number = t // slice_ms
+            k, before, after = slice_position(slices, number), slice_position(slices, number - 1), slice_position(slices, number + 1)
+        if k < 0:
+            return NO_SLICE, i, number
+        if slice_full(slices, k, 1):
+            return FULL, i, k
+        at = _find(slices, k, keys[i], t, window)
+        if at >= 0 and before >= 0 and t - window < number * slice_ms and _find(slices, before, keys[i], t, window) < 0:
+            at = -1
+        if at >= 0 and after >= 0 and t + window >= (number + 1) * slice_ms and _find(slices, after, keys[i], t, window) < 0:
+            at = -1
+        out[i] = at < 0
+        if at >= 0:
+            slices.words[at] = keys[i]
+            slices.words[at + 1] = t
+            slices.used[k] += 1
+        i += 1
+    return DONE, i, 0
 
 
 class Seen:
-    """Event ids (64-bit hashes) and their times, in slices of event time that are dropped whole. 32 bytes an id at most."""
+    """Accepted event ids, 16 bytes each and as much of free slots, until no copy of them can be accepted any more.
 
-    def __init__(self, window_ms: int, lateness_ms: int) -> None:
-        self.window_ms = window_ms
-        self.slice_ms = max(window_ms, lateness_ms // SLICES_PER_LATENESS, 1)
-        self._slices: dict[int, Slice] = {}
-        self._used: dict[int, int] = {}
-        self._none: Slice = (np.zeros(1, np.uint64), np.zeros(1, np.int64))
+    An exact copy has the same ts, so it is recognised for as long as it would not be too late anyway.
+    """
+
+    def __init__(self, deduplication_ms: int, lateness_ms: int) -> None:
+        self.window_ms = deduplication_ms
+        self.slice_ms = max(
+            deduplication_ms, lateness_ms // SLICES_OF_LATENESS, 60_000
+        )  # neighbours suffice: none is shorter than the window
+        self.slices = Slices()
+
+    def __len__(self) -> int:
+        return len(self.slices)
 
     def duplicates(self, event_id: U64, ts: I64) -> npt.NDArray[np.bool_]:
-        """Which events [n] repeat an id accepted before (or earlier in this batch) at most the window away; the others are remembered."""
-        out = np.zeros(len(ts), np.bool_)
-        if len(ts):
-            numbers = ts // self.slice_ms
-            order = np.argsort(numbers, kind="stable")
-            for rows in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-                self._judge_slice(int(numbers[rows[0]]), event_id, ts, rows, out)
-        return out
-
-    def _judge_slice(self, number: int, event_id: U64, ts: I64, rows: npt.NDArray[np.int64], out: npt.NDArray[np.bool_]) -> None:
-        self._room(number, len(rows))
-        before, after = self._slices.get(number - 1, self._none), self._slices.get(number + 1, self._none)
-        self._used[number] += _judge(before, self._slices[number], after, event_id, ts, rows, self.window_ms, out)
-
-    def _room(self, number: int, more: int) -> None:
-        used = self._used.setdefault(number, 0)
-        old = self._slices.get(number)
-        if old is None or (used + more) * 2 > len(old[0]):
-            size = 1 << max(6, ((used + more) * 2 - 1).bit_length() + (old is not None))
-            new = (np.zeros(size, np.uint64), np.zeros(size, np.int64))
-            if old is not None:
-                _refill(new[0], new[1], old[0], old[1])
-            self._slices[number] = new
+        """Mask [n]: the same id was accepted before, in an earlier call or further up, with a ts at most the window away. The others are remembered."""
+        return self._judge(event_id, ts, self.window_ms)
 
     def remember(self, event_id: U64, ts: I64) -> None:
-        """Accepted events of a restored delta."""
-        self.duplicates(event_id, ts)
+        """Events [n] that were accepted, as a restore has them."""
+        self._judge(event_id, ts, -1)
+
+    def _judge(self, event_id: U64, ts: I64, window: int) -> npt.NDArray[np.bool_]:
+        out = np.zeros(len(ts), np.bool_)
+        keys, stamps = np.ascontiguousarray(event_id).view(np.int64), np.ascontiguousarray(ts)
+        status, i = -1, 0
+        while status != DONE:
+            status, i, which = _judge(self.slices.arrays, self.slice_ms, window, keys, stamps, i, out)
+            if status == NO_SLICE:
+                self.slices.add(which, 2)
+            elif status == FULL:
+                self.slices.grow(which)
+        return out
 
     def expire(self, horizon: int) -> None:
-        """No event with ts < horizon will be asked for: forget what is further back than the window."""
-        for number in [n for n in self._slices if (n + 1) * self.slice_ms <= horizon - self.window_ms]:
-            del self._slices[number], self._used[number]
+        """Forget whole slices before horizon − window: no event with ts < horizon comes any more."""
+        self.slices.keep((self.slices.arrays.number + 1) * self.slice_ms > horizon - self.window_ms)
 
-    def dump(self) -> dict[str, npt.NDArray[Any]]:
-        filled = [(ids[ids != 0], times[ids != 0]) for ids, times in self._slices.values()]
-        if not filled:
-            return {"ids": np.zeros(0, np.uint64), "times": np.zeros(0, np.int64)}
-        return {"ids": np.concatenate([f[0] for f in filled]), "times": np.concatenate([f[1] for f in filled])}
+    def dump(self) -> Arrays:
+        """Ids and stamps of all that is remembered."""
+        entries = [self.slices.entries(k) for k in range(len(self.slices.arrays.number))]
+        both: npt.NDArray[Any] = np.concatenate([np.empty((0, 2), np.int64), *entries])
+        return {"event_id": both[:, 0].copy().view(np.uint64), "ts": both[:, 1].copy()}
 
-    def load(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """The state that `dump` gave; the window may have changed since."""
-        self._slices, self._used = {}, {}
-        numbers = arrays["times"] // self.slice_ms
-        for number in np.unique(numbers):
-            chosen = numbers == number
-            self._room(int(number), int(chosen.sum()))
-            _refill(*self._slices[int(number)], arrays["ids"][chosen], arrays["times"][chosen])
-            self._used[int(number)] = int(chosen.sum())
+    def load(self, arrays: Arrays) -> None:
+        self.slices = Slices()
+        self.remember(arrays["event_id"], arrays["ts"])

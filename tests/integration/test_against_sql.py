@@ -76,6 +76,15 @@ optional = true
 [[funnel.step]]
 event = "purchase"
 
+[[funnel]]
+name = "refunded"
+conversion_window = "30d"
+entry_window = "1mo"
+[[funnel.step]]
+event = "purchase"
+[[funnel.step]]
+event = "refund"
+
 [[retention]]
 name = "weekly"
 cohort = { event = "add_to_cart", where = { country = ["DE", "AT", "FR"] } }

@@ -21,7 +21,13 @@ import pytest
 from generator import Faults, shop
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-ECOM_NAMES = {"product_view": "view_item", "home": "page_view", "catalog": "page_view", "promo_page": "page_view", "payment_error": "payment_failed"}
+ECOM_NAMES = {
+    "product_view": "view_item",
+    "home": "page_view",
+    "catalog": "page_view",
+    "promo_page": "page_view",
+    "payment_error": "payment_failed",
+}
 REES46_NAMES = {"view": "view_item", "cart": "add_to_cart"}
 
 
@@ -109,5 +115,7 @@ def online_retail() -> list[Sent]:
         cancelled = invoice.startswith("C")
         money = {"refund_value": total} if cancelled else {"value": total}
         name, order = ("refund", invoice[1:]) if cancelled else ("purchase", invoice)
-        out.append(sent("orders", f"uci-{invoice}-{customer}", name, min(ts for ts, _ in lines), customer, order_id=order, currency="GBP", **money))
+        out.append(
+            sent("orders", f"uci-{invoice}-{customer}", name, min(ts for ts, _ in lines), customer, order_id=order, currency="GBP", **money)
+        )
     return sorted(out, key=lambda m: m.ts)

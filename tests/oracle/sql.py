@@ -52,7 +52,9 @@ class Oracle:
                 files[topic].write(raw + b"\n")
             for file in files.values():
                 file.close()
-            lines = " UNION ALL ".join(f"SELECT {i} AS topic, line FROM file('{folder}/{t}', 'LineAsString', 'line String')" for i, t in enumerate(TOPICS))
+            lines = " UNION ALL ".join(
+                f"SELECT {i} AS topic, line FROM file('{folder}/{t}', 'LineAsString', 'line String')" for i, t in enumerate(TOPICS)
+            )
             self.query(f"""
                 CREATE TABLE oracle.events ENGINE = MergeTree ORDER BY (user, ts, h) AS
                 SELECT topic, JSONExtractString(line, 'event_id') AS event_id, xxHash64(event_id) AS h, JSONExtractInt(line, 'ts') AS ts,
@@ -85,9 +87,11 @@ class Oracle:
         out: dict[FunnelKey, int] = {}
         for funnel in self.definitions.funnels:
             deepest = self._levels_in_sql(funnel) if is_plain(funnel) else self._levels_in_python(funnel)
-            for window, segment in {(w, s) for w, s, _ in deepest}:
+            reached: Counter[FunnelKey] = Counter()
+            for (window, segment, level), n in deepest.items():
                 for step in range(1, len(funnel.steps) + 1):
-                    out[funnel.name, window, segment, step] = sum(n for (w, s, level), n in deepest.items() if (w, s) == (window, segment) and level >= step)
+                    reached[funnel.name, window, segment, step] += n if level >= step else 0
+            out |= reached
         return out
 
     def _levels_in_sql(self, funnel: Funnel) -> dict[tuple[int, str, int], int]:
@@ -162,7 +166,10 @@ class Oracle:
                 WHERE n BETWEEN 0 AND {retention.periods}
                 GROUP BY user, n
             )
-        """.replace("cohorts", f"(SELECT user, min((ts, h, {segment})) AS first FROM oracle.events WHERE {condition(retention.cohort)} GROUP BY user) AS c")
+        """.replace(
+            "cohorts",
+            f"(SELECT user, min((ts, h, {segment})) AS first FROM oracle.events WHERE {condition(retention.cohort)} GROUP BY user) AS c",
+        )
 
     def _active(self, retention: Retention) -> list[tuple[Any, ...]]:
         return self.query(f"SELECT cohort, segment, n, count(), sum(total) FROM ({self._activity(retention)}) GROUP BY cohort, segment, n")
@@ -183,14 +190,18 @@ class Oracle:
         return out
 
     def _stored(self, kpi: Kpi) -> dict[tuple[str, int, str, str, str], Decimal]:
-        rows_of = {"events": self._events, "sessions": self._sessions, "first": self._first, "repeat": self._first, "orders": self._orders}[kpi.source]
+        rows_of = {"events": self._events, "sessions": self._sessions, "first": self._first, "repeat": self._first, "orders": self._orders}[
+            kpi.source
+        ]
         source, value = rows_of(kpi)
         currency = self._currency() if kpi.money else "''"
         out: dict[tuple[str, int, str, str, str], Decimal] = {}
         for window in kpi.windows:
             for dimension in ("", *kpi.dimensions):
                 of = f"f_{dimension}" if dimension else "''"
-                rows = self.query(f"SELECT {self._window(window)} AS w, {of} AS d, {currency} AS c, {value} AS v FROM ({source}) GROUP BY w, d, c")
+                rows = self.query(
+                    f"SELECT {self._window(window)} AS w, {of} AS d, {currency} AS c, {value} AS v FROM ({source}) GROUP BY w, d, c"
+                )
                 for start, of_value, in_currency, number in rows:
                     if number:
                         out[window, int(start), dimension, of_value, in_currency] = self._number(kpi, number)
@@ -243,7 +254,9 @@ class Oracle:
 
     def _orders(self, kpi: Kpi) -> tuple[str, str]:
         """One row an order at its first event of the kind that decides the window."""
-        anchor = {"created": "order_created", "paid_of_created": "order_created", "cancelled": "order_cancelled"}.get(kpi.aggregate, "purchase")
+        anchor = {"created": "order_created", "paid_of_created": "order_created", "cancelled": "order_cancelled"}.get(
+            kpi.aggregate, "purchase"
+        )
         other = {"paid_of_created": "purchase", "refunded_of_paid": "refund"}.get(kpi.aggregate)
         dimensions = "".join(f", argMinIf(f_{d}, (ts, h), event = '{anchor}') AS f_{d}" for d in kpi.dimensions)
         orders = f"""

@@ -96,6 +96,7 @@ def test_without_a_match_every_event_is_the_first() -> None:
 def test_kpis_with_one_match_share_a_users_memory() -> None:
     run = _run(_new(dimensions=("channel",)), _repeat(), Kpi("seen", "first", "users", Match(("*",)), windows=("1d",)))
     run.apply([_buy(0), Event(2, T0, "page_view", 9)])
+    assert isinstance(run.table, FirstTable)
     assert [int(state.used[0]) for state in run.table.states] == [1, 2]
 
 

@@ -111,6 +111,7 @@ def test_words_of_a_row_hold_the_periods_and_the_lateness() -> None:
 def test_user_who_matches_nothing_gets_no_row() -> None:
     run = _run(Retention("r", SIGN_UP, VIEW, "day", 3))
     run.apply([_event(0, "purchase", user) for user in range(100)] + [_event(0, "page_view", 7)])
+    assert isinstance(run.table, RetentionTable)
     assert int(run.table.states[0].used[0]) == 1
 
 

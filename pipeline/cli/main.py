@@ -1,0 +1,183 @@
+"""The `shopstream` command. Exit codes: 0 done, 1 failed while running, 2 wrong use or settings."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.definitions import Definitions
+from pipeline.settings import Settings, SettingsError, load_settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Exact real-time funnels, retention and KPIs for an online shop.")
+errors = Console(stderr=True)
+
+File = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True)]
+
+
+class Wrong(Exception):
+    """Wrong use or settings: exit code 2."""
+
+
+def wrong_use() -> tuple[type[Exception], ...]:
+    from pipeline.definitions_file import DefinitionsError
+    from pipeline.files import FilesError
+    from pipeline.mapping import MappingError
+
+    return (Wrong, SettingsError, DefinitionsError, FilesError, MappingError)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    from embedded.jars import EmbeddedKafkaError
+    from pipeline.cli.run import RunFailed
+    from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
+    from pipeline.topics import TopicsError
+
+    return (RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
+
+
+def load_definitions(path: Path | None) -> Definitions:
+    from pipeline.definitions_file import load
+
+    return load(path)
+
+
+@app.command()
+def run(
+    warehouse: Annotated[Path, typer.Option(help="Folder of the embedded warehouse; new, or --overwrite.")],
+    clickstream: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="NDJSON, CSV or Parquet, also gzipped.")] = None,
+    orders: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="The same for orders.")] = None,
+    definitions: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Funnels, retentions, KPIs; the bundled default if not given.")] = None,
+    map_: Annotated[Path | None, typer.Option("--map", exists=True, dir_okay=False, help="Renames foreign columns and events, see deploy/maps/.")] = None,
+    partitions: Annotated[int, typer.Option(min=1, max=1000)] = 4,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    broker: Annotated[str | None, typer.Option(help="A Kafka that is there (topics of this run get a name of their own) instead of the embedded one.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Empty the warehouse folder first.")] = False,
+) -> None:
+    """Replay files through Kafka and the worker into an embedded warehouse; show funnels and retention."""
+    from pipeline.cli.run import Job, run_job
+
+    if clickstream is None and orders is None:
+        raise Wrong("nothing to read: give --clickstream, --orders or both")
+    run_job(Job(warehouse, clickstream, orders, load_definitions(definitions), definitions, map_, partitions, workers, broker, overwrite))
+
+
+@app.command()
+def worker(
+    broker: Annotated[str | None, typer.Option(help="Bootstrap servers; SHOPSTREAM_BROKER.")] = None,
+    warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; SHOPSTREAM_WAREHOUSE.")] = None,
+    definitions: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="SHOPSTREAM_DEFINITIONS.")] = None,
+) -> None:
+    """Run a worker until SIGTERM: events in, numbers out. Start as many as there are partitions, at most."""
+    import time
+
+    from pipeline.sinks.catalog import install
+    from pipeline.streaming.app import run_worker
+
+    settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    for noisy in ("faust", "mode", "aiokafka", "kafka", "numba"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    wanted = load_definitions(settings.definitions)
+    opened = open_configured(settings)
+    install(opened, wanted, int(time.time() * 1000))
+    raise SystemExit(run_worker(worker_options(settings), wanted, opened))
+
+
+@app.command()
+def topics(
+    partitions: Annotated[int | None, typer.Option(min=1, max=10_000, help="SHOPSTREAM_PARTITIONS.")] = None,
+    broker: Annotated[str | None, typer.Option(help="SHOPSTREAM_BROKER.")] = None,
+) -> None:
+    """Create the topics, or check that those that are there belong together."""
+    from pipeline.topics import ensure_topics
+
+    settings = load_settings(partitions=partitions, broker=broker)
+    for name, outcome in ensure_topics(admin_arguments(settings), topic_names(settings), settings.partitions, settings.replication_factor).items():
+        typer.echo(f"{outcome:8} {name}")
+
+
+@app.command()
+def migrate(warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; SHOPSTREAM_WAREHOUSE.")] = None) -> None:
+    """Bring the warehouse's schema up to date."""
+    opened = open_configured(load_settings(warehouse=warehouse))
+    done = opened.migrate()
+    opened.close()
+    typer.echo("\n".join(f"applied  {name}" for name in done) or "up to date")
+
+
+@app.command()
+def version() -> None:
+    """Say which version this is."""
+    typer.echo(installed_version("shopstream"))
+
+
+def open_configured(settings: Settings) -> Any:
+    from pipeline.sinks.open import open_warehouse
+
+    try:
+        return open_warehouse(settings.warehouse, settings.warehouse_password.get_secret_value() if settings.warehouse_password else None)
+    except ValueError as error:
+        raise Wrong(f"SHOPSTREAM_WAREHOUSE: {error}") from error
+
+
+def topic_names(settings: Settings) -> Any:
+    from pipeline.partition import Topics
+
+    return Topics(settings.clickstream_topic, settings.orders_topic, settings.app_id)
+
+
+def admin_arguments(settings: Settings) -> dict[str, Any]:
+    """kafka-python's arguments."""
+    arguments: dict[str, Any] = {"bootstrap_servers": settings.broker.split(","), "security_protocol": settings.security_protocol}
+    if settings.ssl_ca_file:
+        arguments["ssl_cafile"] = str(settings.ssl_ca_file)
+    if settings.sasl_mechanism and settings.sasl_password:
+        arguments |= {
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password.get_secret_value(),
+        }
+    return arguments
+
+
+def worker_options(settings: Settings) -> Any:
+    from pipeline.partition import Options
+    from pipeline.streaming.app import Security, WorkerOptions
+    from pipeline.streaming.owner import FlushOptions
+
+    return WorkerOptions(
+        settings.broker,
+        topic_names(settings),
+        Security(
+            settings.security_protocol,
+            settings.sasl_mechanism,
+            settings.sasl_username,
+            settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+            str(settings.ssl_ca_file) if settings.ssl_ca_file else None,
+        ),
+        Options(settings.max_message_bytes, settings.brake_ratio, settings.brake_records),
+        FlushOptions(settings.flush_seconds, settings.sink_lag_seconds, settings.idle_seconds),
+        settings.session_seconds,
+    )
+
+
+def main() -> None:
+    """Entry point: errors of use and of the outside world end in one clear line, bugs in a traceback."""
+    try:
+        app()
+    except wrong_use() as error:
+        errors.print(f"[red]error:[/] {error}", markup=True, highlight=False)
+        raise SystemExit(2) from None
+    except failures() as error:
+        errors.print(f"[red]failed:[/] {error}", markup=True, highlight=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Settings from the environment (`SHOPSTREAM_*`), from files beside secrets (`…_FILE`) and an optional TOML file; frozen, checked once at the start.
+
+Only the commands import this. What the numbers mean is not here but in the definitions file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+PREFIX = "SHOPSTREAM_"
+FILE_VARIABLE = "SHOPSTREAM_SETTINGS"
+
+
+class SettingsError(Exception):
+    """A setting is wrong or missing; the message names where it was set, which one, and what to do."""
+
+
+class Settings(BaseSettings):
+    """Every setting. Environment wins over the file that SHOPSTREAM_SETTINGS names."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    broker: str = Field("127.0.0.1:9092", description="Kafka's bootstrap servers, host:port separated by commas")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = Field(None, repr=False)
+    ssl_ca_file: Path | None = None
+    app_id: str = Field("shopstream", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="consumer group, transactional ids, names of internal topics")
+    clickstream_topic: str = "clickstream"
+    orders_topic: str = "orders"
+    partitions: int = Field(4, ge=1, le=10_000, description="of every topic, when `topics` creates them")
+    replication_factor: int = Field(1, ge=1, le=10)
+    warehouse: str = Field("clickhouse://default@127.0.0.1:9000/shopstream", description="chdb:///folder or clickhouse://user@host:port/database")
+    warehouse_password: SecretStr | None = Field(None, repr=False)
+    definitions: Path | None = Field(None, description="a shopstream.toml; the bundled default when not set")
+    flush_seconds: float = Field(0.5, gt=0, le=60)
+    sink_lag_seconds: float = Field(60, gt=0, description="how long the warehouse may be away before consumption waits for it")
+    idle_seconds: float = Field(60, ge=0, description="after which a topic that is read to its end holds no watermark back; 0: never")
+    session_seconds: float = Field(10, ge=1, le=300, description="Kafka's session timeout: how long a killed worker's partitions stay unowned")
+    max_message_bytes: int = Field(1 << 20, ge=1024)
+    brake_ratio: float = Field(0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this are rejected")
+    brake_records: int = Field(1000, ge=1)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        named = os.environ.get(FILE_VARIABLE)
+        return (init_settings, env_settings, *((TomlConfigSettingsSource(settings_cls, Path(named)),) if named else ()))
+
+
+def load_settings(**given: object) -> Settings:
+    """The settings in force; `given` (from the command line, None for what was not given) wins. Raises SettingsError."""
+    named = os.environ.get(FILE_VARIABLE)
+    if named and not Path(named).is_file():
+        raise SettingsError(f"{FILE_VARIABLE} names {named}, which is not a file: create it or unset the variable")
+    known = set(Settings.model_fields)
+    for variable in os.environ:
+        name = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and name not in known | {"settings", "cache", "warehouse_key", *(f"{k}_file" for k in _secrets())}:
+            raise SettingsError(f"environment variable {variable} is no setting of Shopstream: remove it or correct its name")
+    values = {key: value for key, value in given.items() if value is not None}
+    for name in _secrets():
+        path = os.environ.get(f"{PREFIX}{name.upper()}_FILE")
+        if path:
+            try:
+                values.setdefault(name, Path(path).read_text().strip())
+            except OSError as error:
+                raise SettingsError(f"{PREFIX}{name.upper()}_FILE: {path} can't be read: {error.strerror}") from error
+    try:
+        return Settings(**values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False, include_url=False)]
+        where = f" (environment or {named})" if named else " (environment)"
+        raise SettingsError(f"wrong settings{where}:\n  " + "\n  ".join(lines)) from error
+    except ValueError as error:
+        raise SettingsError(f"{named}: {error}") from error
+
+
+def _secrets() -> tuple[str, ...]:
+    return ("sasl_password", "warehouse_password")

@@ -1,0 +1,76 @@
+"""Topics of a pipeline: created, or checked when they are there. Uses kafka-python's admin client; called by the commands.
+
+Partition p of every topic belongs together, so all have the same number of partitions, and it never changes without a rebuild.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from pipeline.partition import Topics
+
+LARGEST_MESSAGE = 8 << 20
+"""A reject carries up to 1 MiB raw as base64; an event above the limit must arrive to be rejected."""
+
+
+class TopicsError(Exception):
+    """The topics are not as the pipeline needs them; the message says which and what to do."""
+
+
+def wanted_topics(topics: Topics) -> dict[str, dict[str, str]]:
+    """Every topic of the pipeline with its configuration."""
+    large = {"max.message.bytes": str(LARGEST_MESSAGE)}
+    return {
+        topics.clickstream: large,
+        topics.orders: large,
+        topics.rekeyed: large,
+        **dict.fromkeys(topics.rejected, large),
+        topics.changelog: large | {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+    }
+
+
+def ensure_topics(client: dict[str, Any], topics: Topics, partitions: int, replication_factor: int = 1) -> dict[str, str]:
+    """Create what is missing; what became of each ('created' or 'present'). Raises TopicsError rather than let partitions fall apart."""
+    admin = KafkaAdminClient(**client)
+    try:
+        counts = partition_counts(admin, list(wanted_topics(topics)))
+        present = {name: count for name, count in counts.items() if count}
+        sources = {name: count for name, count in present.items() if name in topics.sources}
+        if len(set(sources.values())) > 1:
+            listed = ", ".join(f"{name}: {count}" for name, count in sources.items())
+            raise TopicsError(f"the source topics need the same number of partitions, but have {listed}. Recreate them alike, or use another app id.")
+        number = next(iter(sources.values()), partitions)
+        wrong = {name: count for name, count in present.items() if count != number}
+        if wrong:
+            listed = ", ".join(f"{name} has {count}" for name, count in wrong.items())
+            raise TopicsError(
+                f"the topics need {number} partitions like the source topics, but {listed}. State belongs to a partition number: a changed count needs a "
+                "rebuild under another app id."
+            )
+        if sources and number != partitions:
+            raise TopicsError(f"the topics have {number} partitions, {partitions} are asked for: say --partitions {number}, or rebuild under another app id.")
+        new = [NewTopic(n, number, replication_factor, topic_configs=c) for n, c in wanted_topics(topics).items() if n not in present]
+        if new:
+            admin.create_topics(new)
+        return {name: "present" if name in present else "created" for name in wanted_topics(topics)}
+    except TopicAlreadyExistsError:
+        return ensure_topics(client, topics, partitions, replication_factor)  # another process was faster: check what it made
+    except KafkaError as error:
+        raise TopicsError(f"Kafka refused: {error}. Check the broker's address and the rights of the user.") from error
+    finally:
+        admin.close()
+
+
+def partition_counts(admin: Any, names: list[str]) -> dict[str, int]:
+    """Partitions of each topic, 0 for one that is not there."""
+    there = set(admin.list_topics())
+    counts = dict.fromkeys(names, 0)
+    found = [name for name in names if name in there]
+    if found:
+        for described in admin.describe_topics(found):
+            counts[described.get("topic") or described.get("name")] = len(described["partitions"])
+    return counts

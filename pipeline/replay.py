@@ -15,7 +15,9 @@ from pipeline.tables.kernel import murmur2_partitions, text_rows
 BATCH = 5000
 
 
-async def replay(client: dict[str, Any], records: Iterable[Keyed], topic_of: dict[str, str], partitions: int, progress: Callable[[int], None]) -> int:
+async def replay(
+    client: dict[str, Any], records: Iterable[Keyed], topic_of: dict[str, str], partitions: int, progress: Callable[[int], None]
+) -> int:
     """Send all records in order (within a partition); how many. `progress` hears the number of records of each step."""
     producer = aiokafka.AIOKafkaProducer(**client, max_batch_size=1 << 20, max_request_size=8 << 20, linger_ms=5, acks="all")
     await producer.start()

@@ -31,18 +31,24 @@ class Settings(BaseSettings):
     sasl_username: str | None = None
     sasl_password: SecretStr | None = Field(None, repr=False)
     ssl_ca_file: Path | None = None
-    app_id: str = Field("shopstream", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="consumer group, transactional ids, names of internal topics")
+    app_id: str = Field(
+        "shopstream", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="consumer group, transactional ids, names of internal topics"
+    )
     clickstream_topic: str = "clickstream"
     orders_topic: str = "orders"
     partitions: int = Field(4, ge=1, le=10_000, description="of every topic, when `topics` creates them")
     replication_factor: int = Field(1, ge=1, le=10)
-    warehouse: str = Field("clickhouse://default@127.0.0.1:9000/shopstream", description="chdb:///folder or clickhouse://user@host:port/database")
+    warehouse: str = Field(
+        "clickhouse://default@127.0.0.1:9000/shopstream", description="chdb:///folder or clickhouse://user@host:port/database"
+    )
     warehouse_password: SecretStr | None = Field(None, repr=False)
     definitions: Path | None = Field(None, description="a shopstream.toml; the bundled default when not set")
     flush_seconds: float = Field(0.5, gt=0, le=60)
     sink_lag_seconds: float = Field(60, gt=0, description="how long the warehouse may be away before consumption waits for it")
     idle_seconds: float = Field(60, ge=0, description="after which a topic that is read to its end holds no watermark back; 0: never")
-    session_seconds: float = Field(10, ge=1, le=300, description="Kafka's session timeout: how long a killed worker's partitions stay unowned")
+    session_seconds: float = Field(
+        10, ge=1, le=300, description="Kafka's session timeout: how long a killed worker's partitions stay unowned"
+    )
     max_message_bytes: int = Field(1 << 20, ge=1024)
     brake_ratio: float = Field(0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this are rejected")
     brake_records: int = Field(1000, ge=1)
@@ -81,7 +87,9 @@ def load_settings(**given: object) -> Settings:
     try:
         return Settings(**values)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False, include_url=False)]
+        lines = [
+            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False, include_url=False)
+        ]
         where = f" (environment or {named})" if named else " (environment)"
         raise SettingsError(f"wrong settings{where}:\n  " + "\n  ".join(lines)) from error
     except ValueError as error:

@@ -42,7 +42,9 @@ def ensure_topics(client: dict[str, Any], topics: Topics, partitions: int, repli
         sources = {name: count for name, count in present.items() if name in topics.sources}
         if len(set(sources.values())) > 1:
             listed = ", ".join(f"{name}: {count}" for name, count in sources.items())
-            raise TopicsError(f"the source topics need the same number of partitions, but have {listed}. Recreate them alike, or use another app id.")
+            raise TopicsError(
+                f"the source topics need the same number of partitions, but have {listed}. Recreate them alike, or use another app id."
+            )
         number = next(iter(sources.values()), partitions)
         wrong = {name: count for name, count in present.items() if count != number}
         if wrong:
@@ -52,7 +54,9 @@ def ensure_topics(client: dict[str, Any], topics: Topics, partitions: int, repli
                 "rebuild under another app id."
             )
         if sources and number != partitions:
-            raise TopicsError(f"the topics have {number} partitions, {partitions} are asked for: say --partitions {number}, or rebuild under another app id.")
+            raise TopicsError(
+                f"the topics have {number} partitions, {partitions} are asked for: say --partitions {number}, or rebuild under another app id."
+            )
         new = [NewTopic(n, number, replication_factor, topic_configs=c) for n, c in wanted_topics(topics).items() if n not in present]
         if new:
             admin.create_topics(new)

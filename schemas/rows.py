@@ -15,7 +15,20 @@ window_start: ms UTC; final_at: the watermark (ms) from which the value can't ch
 RETENTION_CELLS = ("retention", "definition", "cohort_start", "segment", "period", "measure", "partition", "value", "final_at", "version")
 """measure: 'users' active in `period` (0: cohort size) | 'last' users whose last active period it is | 'value' sum in 1/10,000."""
 
-KPI_CELLS = ("kpi", "definition", "window", "window_start", "dimension", "dimension_value", "currency", "bucket", "partition", "value", "final_at", "version")
+KPI_CELLS = (
+    "kpi",
+    "definition",
+    "window",
+    "window_start",
+    "dimension",
+    "dimension_value",
+    "currency",
+    "bucket",
+    "partition",
+    "value",
+    "final_at",
+    "version",
+)
 """value: a count, or a sum in 1/10,000 of `currency` ('' for what is not money); bucket: histogram bucket of a duration, -1 for what is no histogram."""
 
 REJECTS = ("topic", "partition", "offset", "reason", "cause", "key", "raw", "record_ts", "version")

@@ -14,7 +14,12 @@ from rich.console import Console
 from pipeline.definitions import Definitions
 from pipeline.settings import Settings, SettingsError, load_settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Exact real-time funnels, retention and KPIs for an online shop.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Exact real-time funnels, retention and KPIs for an online shop.",
+)
 errors = Console(stderr=True)
 
 File = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True)]
@@ -52,11 +57,17 @@ def run(
     warehouse: Annotated[Path, typer.Option(help="Folder of the embedded warehouse; new, or --overwrite.")],
     clickstream: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="NDJSON, CSV or Parquet, also gzipped.")] = None,
     orders: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="The same for orders.")] = None,
-    definitions: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Funnels, retentions, KPIs; the bundled default if not given.")] = None,
-    map_: Annotated[Path | None, typer.Option("--map", exists=True, dir_okay=False, help="Renames foreign columns and events, see deploy/maps/.")] = None,
+    definitions: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Funnels, retentions, KPIs; the bundled default if not given.")
+    ] = None,
+    map_: Annotated[
+        Path | None, typer.Option("--map", exists=True, dir_okay=False, help="Renames foreign columns and events, see deploy/maps/.")
+    ] = None,
     partitions: Annotated[int, typer.Option(min=1, max=1000)] = 4,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
-    broker: Annotated[str | None, typer.Option(help="A Kafka that is there (topics of this run get a name of their own) instead of the embedded one.")] = None,
+    broker: Annotated[
+        str | None, typer.Option(help="A Kafka that is there (topics of this run get a name of their own) instead of the embedded one.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Empty the warehouse folder first.")] = False,
 ) -> None:
     """Replay files through Kafka and the worker into an embedded warehouse; show funnels and retention."""
@@ -98,7 +109,9 @@ def topics(
     from pipeline.topics import ensure_topics
 
     settings = load_settings(partitions=partitions, broker=broker)
-    for name, outcome in ensure_topics(admin_arguments(settings), topic_names(settings), settings.partitions, settings.replication_factor).items():
+    for name, outcome in ensure_topics(
+        admin_arguments(settings), topic_names(settings), settings.partitions, settings.replication_factor
+    ).items():
         typer.echo(f"{outcome:8} {name}")
 
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.definitions import Definitions
+from pipeline.definitions import Definitions, Step
 
 COHORTS = 12
-PERIODS = 10
+PERIODS = 8
 
 
 def show_summary(console: Console, warehouse: Any, definitions: Definitions, read: int, seconds: float) -> None:
@@ -29,12 +29,12 @@ def show_summary(console: Console, warehouse: Any, definitions: Definitions, rea
     if reasons:
         console.print("rejected: " + ", ".join(f"{reason} {int(n):,}" for reason, n in reasons), highlight=False)
     for funnel in definitions.funnels:
-        console.print(_funnel(warehouse, funnel.name))
+        console.print(_funnel(warehouse, funnel.name, funnel.steps))
     for retention in definitions.retentions:
         console.print(_retention(warehouse, retention.name, retention.period))
 
 
-def _funnel(warehouse: Any, name: str) -> Table:
+def _funnel(warehouse: Any, name: str, steps: tuple[Step, ...]) -> Table:
     rows = warehouse.query(
         "SELECT step, any(step_name), sum(users) FROM funnel_report WHERE funnel = %(name)s GROUP BY step ORDER BY step", {"name": name}
     )
@@ -48,8 +48,9 @@ def _funnel(warehouse: Any, name: str) -> Table:
     previous = first
     for step, event, users in rows:
         n = int(users)
-        bar = "█" * round(24 * n / first) if first else ""
-        table.add_row(str(step), str(event), f"{n:,}", _share(n, first), _share(n, previous), bar)
+        bar = "█" * round(18 * n / first) if first else ""
+        optional = " (optional)" if steps[int(step) - 1].optional else ""
+        table.add_row(str(step), f"{event}{optional}", f"{n:,}", _share(n, first), _share(n, previous), bar)
         previous = n
     return table
 
@@ -70,7 +71,7 @@ def _retention(warehouse: Any, name: str, period: str) -> Table:
     last = max((n for counts in cohorts.values() for n in counts), default=0)
     title = f"retention {name} by {period}" + (f" (first {COHORTS} of {len(cohorts)} cohorts)" if len(cohorts) > COHORTS else "")
     table = Table(title=title, title_justify="left")
-    table.add_column("cohort")
+    table.add_column("cohort", no_wrap=True)
     table.add_column("users", justify="right")
     for n in range(1, last + 1):
         table.add_column(str(n), justify="right")

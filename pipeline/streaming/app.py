@@ -53,7 +53,9 @@ class Security:
             return None
         if self.protocol == "SSL":
             return faust.SSLCredentials(self.context())
-        credentials = faust.SASLCredentials(username=self.username, password=self.password, mechanism=self.mechanism, ssl_context=self.context())
+        credentials = faust.SASLCredentials(
+            username=self.username, password=self.password, mechanism=self.mechanism, ssl_context=self.context()
+        )
         credentials.protocol = AuthProtocol(self.protocol)
         return credentials
 
@@ -109,7 +111,13 @@ def run_worker(options: WorkerOptions, definitions: Definitions, warehouse: Ware
 
 def warm_up(definitions: Definitions) -> None:
     """Compile (or load from the cache) every kernel before partitions are owned: a group member that compiles for a minute would be thrown out."""
-    names = ["page_view", *dict.fromkeys(e for f in definitions.funnels for s in f.steps for e in s.match.events), "order_created", "purchase", "refund"]
+    names = [
+        "page_view",
+        *dict.fromkeys(e for f in definitions.funnels for s in f.steps for e in s.match.events),
+        "order_created",
+        "purchase",
+        "refund",
+    ]
     for topic in ("clickstream", "orders"):
         partition = Partition(0, 1, definitions)
         values = [
@@ -118,7 +126,15 @@ def warm_up(definitions: Definitions) -> None:
         ]
         records = [_WarmUp(i, None, value, 1_767_225_600_000, []) for i, value in enumerate(values)]
         partition.offer(Run(topic, 0, records, len(records), 0))
-        partition.offer(Run(topic, 0, [_WarmUp(len(records), None, values[0].replace(b"w0", b"v0"), 1_767_225_600_000, [])], len(records) + 1, len(records)))
+        partition.offer(
+            Run(
+                topic,
+                0,
+                [_WarmUp(len(records), None, values[0].replace(b"w0", b"v0"), 1_767_225_600_000, [])],
+                len(records) + 1,
+                len(records),
+            )
+        )
         partition.horizon = 1
         partition.snapshot()
 
@@ -156,7 +172,7 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
 
 async def _crashed(app: faust.App) -> None:
     """Ends with an error as soon as a service of Faust's has crashed."""
-    while not app.crashed:
+    while not app.crashed:  # noqa: ASYNC110  Faust tells nobody
         await asyncio.sleep(0.2)
     raise RuntimeError(f"Faust crashed: {app.crash_reason!r}")
 

@@ -107,12 +107,22 @@ class Owner:
         records = await asyncio.wait_for(self._read_changelog(number), RESTORE_SECONDS)
         partition.restore(records)
         self.owned[number] = Owned(partition, producer)
-        log.info("partition %d: taken over at %s, %d changelog records, %.2f s", number, partition.positions, len(records), time.monotonic() - started)
+        log.info(
+            "partition %d: taken over at %s, %d changelog records, %.2f s",
+            number,
+            partition.positions,
+            len(records),
+            time.monotonic() - started,
+        )
 
     async def _read_changelog(self, number: int) -> list[tuple[bytes | None, bytes | None]]:
         tp = TopicPartition(self.topics.changelog, number)
         consumer = aiokafka.AIOKafkaConsumer(
-            **self.client, isolation_level="read_committed", enable_auto_commit=False, auto_offset_reset="earliest", max_partition_fetch_bytes=16 << 20
+            **self.client,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=16 << 20,
         )
         await consumer.start()
         try:
@@ -196,19 +206,14 @@ class Owner:
             if owned is None or end < 0 or position < end:
                 continue
             applied = owned.partition.positions.get(tp.topic, -1)
-            begin = self.thread.begins.get(tp)
-            if position > applied and begin is not None and (applied == begin or (applied < 0 and position == begin)):
-                if position > max(applied, 0):
-                    await self._advance(tp, owned, position)
+            everything_applied = self.thread.begins.get(tp) == (position if applied < 0 else applied)
+            if everything_applied:
+                owned.partition.advance(tp.topic, position)
             quiet = now - owned.last_run.setdefault(tp.topic, now)
             if 0 < self.flush_options.idle_seconds < quiet:
                 owned.partition.idle.add(tp.topic)
             else:
                 owned.partition.idle.discard(tp.topic)
-
-    async def _advance(self, tp: TopicPartition, owned: Owned, position: int) -> None:
-        owned.partition.advance(tp.topic, position)
-        self.thread.begins[tp] = position
 
     async def _tell_group(self) -> None:
         positions = {TopicPartition(t, n): o for n, owned in self.owned.items() for t, o in owned.partition.positions.items()}
@@ -230,13 +235,15 @@ class Owner:
         waiting = [(owned.partition, *rows) for owned in self.owned.values() if (rows := owned.partition.sink_rows())]
         if not waiting:
             return
-        rows = merged([one for _, _, one in waiting])
+        together = merged([one for _, _, one in waiting])
         started = time.monotonic()
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(SinkUnavailable), wait=wait_exponential_jitter(0.2, 15), before_sleep=lambda state: self._sink_away(started, state)
+            retry=retry_if_exception_type(SinkUnavailable),
+            wait=wait_exponential_jitter(0.2, 15),
+            before_sleep=lambda state: self._sink_away(started, state),
         ):
             with attempt:
-                await asyncio.get_running_loop().run_in_executor(self._sink, self.warehouse.insert, rows)
+                await asyncio.get_running_loop().run_in_executor(self._sink, self.warehouse.insert, together)
         self._sink_caught_up.set()
         for partition, n, _ in waiting:
             partition.sunk(n)
@@ -262,7 +269,10 @@ def merged(parts: list[Rows]) -> Rows:
     tables: Rows = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         chosen = [part[name] for part in parts if name in part]
-        tables[name] = {c: np.concatenate([np.asarray(p[c]) for p in chosen]) if _numeric(chosen[0][c]) else [v for p in chosen for v in p[c]] for c in chosen[0]}
+        tables[name] = {
+            c: np.concatenate([np.asarray(p[c]) for p in chosen]) if _numeric(chosen[0][c]) else [v for p in chosen for v in p[c]]
+            for c in chosen[0]
+        }
     return tables
 
 

@@ -55,11 +55,15 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
             **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
         )
 
-    async def seek_runs(self, positions: Mapping[TopicPartition, int | None], epochs: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    async def seek_runs(
+        self, positions: Mapping[TopicPartition, int | None], epochs: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, int]:
         """Read on from these offsets (None: from the beginning), in these epochs; what was fetched before belongs to an older one."""
         return await self.call_thread(self._seek_runs, positions, dict(epochs))  # type: ignore[no-any-return]
 
-    async def _seek_runs(self, positions: Mapping[TopicPartition, int | None], epochs: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
+    async def _seek_runs(
+        self, positions: Mapping[TopicPartition, int | None], epochs: dict[TopicPartition, int]
+    ) -> dict[TopicPartition, int]:
         consumer = self._ensure_consumer()
         unknown = [tp for tp, offset in positions.items() if offset is None]
         first = await consumer.beginning_offsets(unknown) if unknown else {}
@@ -70,7 +74,9 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
             self.epochs[tp] = epochs[tp]
         return {tp: self.begins[tp] for tp in positions}
 
-    async def _fetch_records(self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None) -> Any:
+    async def _fetch_records(
+        self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None
+    ) -> Any:
         records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
         runs = {}
         for tp, found in records.items():

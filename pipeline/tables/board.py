@@ -127,7 +127,8 @@ def merged_plan(generations: list[Definitions]) -> Plan:
 
 def next_generations(known: list[Definitions], wanted: Definitions) -> list[Definitions]:
     """`known` with one more generation for what `wanted` has that no known one has, by version. Equal to `known` when nothing is new."""
-    seen = {(type(d).__name__, d.name, d.version) for g in known for d in (*g.funnels, *g.retentions, *g.kpis)}
+    every: list[Any] = [d for g in known for d in (*g.funnels, *g.retentions, *g.kpis)]
+    seen = {(type(d).__name__, d.name, d.version) for d in every}
 
     def new(items: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(d for d in items if (type(d).__name__, d.name, d.version) not in seen)

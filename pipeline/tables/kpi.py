@@ -21,16 +21,16 @@ from pipeline.tables.kpi_rows import (
     compile_lines,
     events_of,
     flush_pending,
-    inlined,
     kpi_rows,
     new_pending,
-    pending_add,
+    pending_put,
+    settle,
     window_ends,
     window_of,
 )
-from pipeline.tables.slices import SliceArrays, Slices, home_slot, slice_position
+from pipeline.tables.slices import FIRST_SLOTS, SliceArrays, Slices, home_slot, slice_position
 from pipeline.tables.table import Arrays, Batch
-from pipeline.windows import window_starts
+from pipeline.windows import window_indices, window_starts
 from schemas.rows import Rows
 
 DONE, MORE_CELLS, NO_SLICE, FULL = 0, 1, 2, 3
@@ -39,6 +39,7 @@ SPARSE, DENSE = 1, 2  # words a slot: a user each, or 64 users of consecutive in
 MOST_USERS = 1 << 30  # a set's key is line + 1 (10 bits), string id (24), user (30)
 MOST_STRINGS = 1 << 24
 MOST_LINES = (1 << 10) - 1
+MOST_OPENED = 64  # windows of a batch whose sets are made before it is applied
 
 
 class Spec(NamedTuple):
@@ -51,7 +52,7 @@ class Spec(NamedTuple):
     at: I64  # [kinds] scratch: the position of the set of the kind's last window
 
 
-@inlined
+@jit
 def _newly_in(words: I64, used: I64, k: int, offset: int, mask: int, stride: int, line: int, value: int, user: int) -> bool:
     """Put a user into set k of a line and dimension value; whether they were not in it. The caller has made sure of room."""
     low = user if stride == SPARSE else user >> 6
@@ -74,7 +75,7 @@ def _newly_in(words: I64, used: I64, k: int, offset: int, mask: int, stride: int
     return new
 
 
-@inlined
+@jit
 def _matches(predicate: int, bits: U64, i: int) -> bool:
     return predicate < 0 or (bits[i, predicate >> 6] >> np.uint64(predicate & 63)) & np.uint64(1) != 0
 
@@ -129,7 +130,10 @@ def _apply(spec: Spec, events: Events, i: int, slices: SliceArrays, pending: I64
                     k = position[kind]
                     if not _newly_in(words, used, k, offsets[k], slots[k] - 1, strides[k], line, value, user):
                         continue
-                pending_add(pending, cells, table[line, 0], last[kind, 0], value << 32 | currency, delta)
+                taken = pending_put(pending, table[line, 0], last[kind, 0], value << 32 | currency, delta)
+                if taken >= 0:
+                    settle(pending, taken, cells)
+                    pending_put(pending, table[line, 0], last[kind, 0], value << 32 | currency, delta)
         i += 1
     return DONE, i, 0
 
@@ -173,21 +177,35 @@ class EventKpiTable:
     def apply(self, batch: Batch, cells: Cells) -> None:
         """Add the batch to the cells. Raises OverflowError beyond 2^30 users or 2^24 strings in a partition."""
         events = events_of(batch)
-        if batch.users > MOST_USERS or (events.fields.size and int(events.fields.max()) >= MOST_STRINGS):
+        dimensions = events.fields[:, self.spec.lines.columns]
+        if batch.users > MOST_USERS or (dimensions.size and int(dimensions.max()) >= MOST_STRINGS):
             raise OverflowError(f"a partition has more than {MOST_USERS} users or {MOST_STRINGS} field values; use more partitions")
+        if len(events.ts):
+            self._open_sets(int(events.ts.min()), int(events.ts.max()))
         status, i = -1, 0
         while status != DONE:
             status, i, which = _apply(self.spec, events, i, self.slices.arrays, self.pending, cells.arrays)
             if status == MORE_CELLS:
                 cells.grow(len(self.spec.lines.table))
             elif status == NO_SLICE:
-                lines, stride = self.spec.sets[which].tolist()
-                slots = max(self._slots.get(which, 64), 1 << (2 * lines).bit_length())
-                self.slices.add(int(self.spec.kinds.last[which, 2]) * len(self.windows) + which, stride, slots)
+                index = int(self.spec.kinds.last[which, 2])
+                self._open(which, index, index)
             elif status == FULL:
                 self.slices.grow(which)
                 self._slots[int(self.slices.arrays.number[which]) % len(self.windows)] = int(self.slices.arrays.slots[which]) // 2
         flush_pending(self.pending, cells)
+
+    def _open_sets(self, first: int, last: int) -> None:
+        """The sets of all windows of a batch at once, unless it is scattered: then one by one as they come."""
+        for kind, window in enumerate(self.windows):
+            low, high = window_indices(window, self.time_zone, np.array([first, last])).tolist()
+            if self.spec.sets[kind, 0] > 0 and high - low < MOST_OPENED:
+                self._open(kind, low, high)
+
+    def _open(self, kind: int, first: int, last: int) -> None:
+        lines, stride = self.spec.sets[kind].tolist()
+        slots = max(self._slots.get(kind, FIRST_SLOTS), 1 << (2 * lines).bit_length())
+        self.slices.add_many(np.arange(first, last + 1) * len(self.windows) + kind, stride, slots)
 
     def expire(self, horizon: int) -> None:
         """Forget who was counted in windows that end at or before the horizon."""

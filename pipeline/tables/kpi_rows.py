@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from pipeline.columns import I32, I64, U64, Strings
 from pipeline.definitions import Kpi
@@ -18,8 +17,6 @@ from pipeline.windows import boundaries, window_index, window_indices, window_st
 from schemas.rows import Rows
 
 PENDING = 4096  # 128 KiB: stays in the second-level cache
-inlined = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", inline="always")
-"""For what runs once an event or a line: a call would count references to every array it is given, twice, atomically."""
 _MIX_A = np.uint64(0x9E3779B97F4A7C15)
 _MIX_B = np.uint64(0xC2B2AE3D27D4EB4F)
 
@@ -64,7 +61,7 @@ def _find_window(shape: I64, starts: I64, last: I64, kind: int, ts: int) -> None
     last[kind, 2] = index
 
 
-@inlined
+@jit
 def window_of(shape: I64, starts: I64, last: I64, kind: int, ts: int) -> int:
     """Start of the window that holds `ts`; `last[kind]` is that window afterwards."""
     if ts < last[kind, 0] or ts >= last[kind, 1]:
@@ -112,25 +109,29 @@ def new_pending() -> I64:
 
 
 @jit
-def _settle(pending: I64, at: int, cells: CellArrays) -> None:
+def settle(pending: I64, at: int, cells: CellArrays) -> None:
     cells_add(cells, pending[at, 0], pending[at, 1], pending[at, 2], pending[at, 3])
     pending[at, 3] = 0
     pending[at, 4] = 0
 
 
-@inlined
-def pending_add(pending: I64, cells: CellArrays, k0: int, k1: int, k2: int, delta: int) -> None:
-    """As `cells_add`, sooner or later; may create one cell."""
+@jit
+def pending_put(pending: I64, k0: int, k1: int, k2: int, delta: int) -> int:
+    """Note an add to a cell: -1. When another cell is pending in its place, that place: `settle` it, and put again."""
     h = (np.uint64(k0) * _MIX_B ^ np.uint64(k1)) * _MIX_A ^ np.uint64(k2) * _MIX_B
     at = np.int64((h ^ (h >> np.uint64(29))) & np.uint64(PENDING - 1))
-    same = pending[at, 0] == k0 and pending[at, 1] == k1 and pending[at, 2] == k2
-    if pending[at, 4] == 1 and not same:
-        _settle(pending, at, cells)
+    if pending[at, 0] == k0 and pending[at, 1] == k1 and pending[at, 2] == k2:
+        pending[at, 3] += delta
+        pending[at, 4] = 1
+        return -1
+    if pending[at, 4] == 1:
+        return at
     pending[at, 0] = k0
     pending[at, 1] = k1
     pending[at, 2] = k2
-    pending[at, 3] += delta
+    pending[at, 3] = delta
     pending[at, 4] = 1
+    return -1
 
 
 @jit
@@ -139,7 +140,7 @@ def _flush(pending: I64, cells: CellArrays) -> bool:
         if pending[at, 4] == 1:
             if not cells_room(cells, 1):
                 return False
-            _settle(pending, at, cells)
+            settle(pending, at, cells)
     return True
 
 

@@ -25,7 +25,8 @@ from pipeline.tables.kpi_rows import (
     flush_pending,
     kpi_rows,
     new_pending,
-    pending_add,
+    pending_put,
+    settle,
     window_ends,
     window_of,
 )
@@ -96,10 +97,11 @@ def _count(spec: Spec, state: State, row: int, kind: int, sign: int, pending: I6
         for line in range(spec.lines.of_kpi[kpi], spec.lines.of_kpi[kpi + 1]):
             dimension = spec.lines.table[line, 1]
             value = np.int64(state.dimensions[row, decides, dimension]) if dimension >= 0 else np.int64(0)
-            start = window_of(
-                spec.kinds.shape, spec.kinds.starts, spec.kinds.last, spec.lines.table[line, 2], state.first[row, decides]
-            )
-            pending_add(pending, cells, spec.lines.table[line, 0], start, value << 32, sign)
+            start = window_of(spec.kinds.shape, spec.kinds.starts, spec.kinds.last, spec.lines.table[line, 2], state.first[row, decides])
+            taken = pending_put(pending, spec.lines.table[line, 0], start, value << 32, sign)
+            if taken >= 0:
+                settle(pending, taken, cells)
+                pending_put(pending, spec.lines.table[line, 0], start, value << 32, sign)
 
 
 @jit

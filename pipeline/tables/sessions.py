@@ -35,10 +35,10 @@ from pipeline.tables.kpi_rows import (
     compile_lines,
     events_of,
     flush_pending,
-    inlined,
     kpi_rows,
     new_pending,
-    pending_add,
+    pending_put,
+    settle,
     window_ends,
     window_of,
 )
@@ -73,7 +73,7 @@ class Spec(NamedTuple):
 # another, whether row j's new session differs.
 
 
-@inlined
+@jit
 def _load(stored: I64, at: int, count: int, words: int, gap: int, horizon: int, scratch: I64) -> int:
     """A user's sessions that may still change, by start; how many."""
     m = 0
@@ -98,7 +98,7 @@ def _shift(scratch: I64, words: int, source: int, target: int) -> None:
     scratch[target, 2 * words + 2] = scratch[source, 2 * words + 2]
 
 
-@inlined
+@jit
 def _begin_at(scratch: I64, words: int, j: int, ts: int, tie: np.uint64, fields: I32, columns: I64, r: int) -> None:
     """Event r is session j's first."""
     scratch[j, words + START] = ts
@@ -110,7 +110,7 @@ def _begin_at(scratch: I64, words: int, j: int, ts: int, tie: np.uint64, fields:
     scratch[j, 2 * words + 2] = 1
 
 
-@inlined
+@jit
 def _sessions(
     page_predicate: int, gap: int, words: int, columns: I64, event_id: U64, stamps: I64, bits: U64, fields: I32,
     order: I64, begin: int, end: int, n: int, scratch: I64,
@@ -158,7 +158,7 @@ def _sessions(
     return n
 
 
-@inlined
+@jit
 def _value(aggregate: int, pages: int, dwell: int) -> int:
     value = np.int64(1)
     if aggregate == BOUNCES:
@@ -170,7 +170,7 @@ def _value(aggregate: int, pages: int, dwell: int) -> int:
     return value
 
 
-@inlined
+@jit
 def _correct(
     aggregates: I64, table: I64, of_kpi: I64, shape: I64, starts: I64, last: I64, upper: I64, words: int,
     scratch: I64, edges: I64, o: int, s: int, pending: I64, cells: CellArrays,
@@ -215,12 +215,18 @@ def _correct(
             if o >= 0 and s >= 0 and edges[kind, 0] == edges[kind, 1] and old_value == new_value and old_bucket == new_bucket:
                 added = is_now - was
             elif was != 0:
-                pending_add(pending, cells, k0 | old_bucket, edges[kind, 0], old_value, -was)
+                taken = pending_put(pending, k0 | old_bucket, edges[kind, 0], old_value, -was)
+                if taken >= 0:
+                    settle(pending, taken, cells)
+                    pending_put(pending, k0 | old_bucket, edges[kind, 0], old_value, -was)
             if added != 0:
-                pending_add(pending, cells, k0 | new_bucket, edges[kind, 1], new_value, added)
+                taken = pending_put(pending, k0 | new_bucket, edges[kind, 1], new_value, added)
+                if taken >= 0:
+                    settle(pending, taken, cells)
+                    pending_put(pending, k0 | new_bucket, edges[kind, 1], new_value, added)
 
 
-@inlined
+@jit
 def _store(words: int, u: int, n: int, places: I64, arena: ArenaArrays, stored: I64, scratch: I64) -> None:
     place = places[u]
     at, size_class = np.int64(-1), -1

@@ -102,12 +102,20 @@ class Slices:
 
     def add(self, number: int, stride: int, slots: int = FIRST_SLOTS) -> int:
         """A new empty slice; returns its position."""
-        at = self._take(slots * stride)
+        self.add_many(np.array([number]), stride, slots)
+        return int(np.searchsorted(self.arrays.number, number))
+
+    def add_many(self, numbers: I64, stride: int, slots: int = FIRST_SLOTS) -> None:
+        """New empty slices; those that exist stay as they are."""
+        numbers = np.setdiff1d(numbers, self.arrays.number)
+        blocks = np.array([self._take(slots * stride) for _ in numbers], np.int64)
         a = self.arrays
-        a.words[at : at + slots * stride] = 0
-        k = int(np.searchsorted(a.number, number))
-        self.arrays = SliceArrays(a.words, *(np.insert(old, k, v) for old, v in zip(a[1:], (number, at, slots, stride, 0), strict=True)))
-        return k
+        for at in blocks.tolist():
+            a.words[at : at + slots * stride] = 0
+        k = np.searchsorted(a.number, numbers)
+        self.arrays = SliceArrays(
+            a.words, *(np.insert(old, k, v) for old, v in zip(a[1:], (numbers, blocks, slots, stride, 0), strict=True))
+        )
 
     def grow(self, k: int) -> None:
         """Twice the slots for slice k."""

@@ -105,6 +105,13 @@ def test_a_gap_of_exactly_thirty_minutes_does_not_end_a_session(oracle: Make) ->
         assert found == {("k", "1d", T0, "", "", ""): Decimal(value)}
 
 
+def test_quantile_is_the_bucket_of_the_nearest_rank(oracle: Make) -> None:
+    events = [page(f"{user}{i}", T0 + i * dwell, user) for user, dwell in (("u", 10), ("v", 20), ("w", 1000)) for i in (0, 1)]
+    for quantile, upper in ((0.3, 10), (0.34, 20), (0.5, 20), (0.6, 20), (0.67, 1024)):
+        found = oracle(kpi(f'source = "sessions"\naggregate = "dwell_quantile"\nquantile = {quantile}'), events).kpis()
+        assert found == {("k", "1d", T0, "", "", ""): Decimal(upper)}
+
+
 def test_a_session_without_a_page_is_no_bounce(oracle: Make) -> None:
     assert oracle(kpi('source = "sessions"\naggregate = "bounces"'), [order("a", "order_shipped", T0)]).kpis() == {}
 

@@ -6,6 +6,7 @@ Plain ordered funnels, retention and all stored KPIs are SQL; funnels with a bre
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -211,7 +212,7 @@ class Oracle:
         if kpi.aggregate != "dwell_quantile":
             return Decimal(number)
         durations = [int(x) for x in number]
-        rank = int(-(-Decimal(str(kpi.quantile)) * len(durations) // 1))
+        rank = math.ceil(Decimal(str(kpi.quantile)) * len(durations))
         wanted = durations[rank - 1]
         return Decimal(next(int(upper) for upper in HISTOGRAM_UPPER if wanted <= upper))
 

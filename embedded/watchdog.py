@@ -25,7 +25,7 @@ def die_with_parent() -> None:
 
 
 def main(owner: int, folder: str, command: list[str]) -> int:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)  # noqa: PLW1509, S603
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
     while process.poll() is None and os.getppid() == owner:
         if select.select([0], [], [], POLL_SECONDS)[0] and not os.read(0, 1):
             break

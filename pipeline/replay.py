@@ -1,7 +1,12 @@
-"""Files to Kafka, flat out: key = user, Kafka's own partitioner, the record's timestamp is the time of sending (event time is in the event)."""
+"""Files to Kafka, flat out: key = user, Kafka's own partitioner, the record's timestamp is the time of sending (event time is in the event).
+
+`shopstream run` calls it with what `pipeline.files` reads.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
@@ -12,43 +17,60 @@ import numpy as np
 from pipeline.files import Keyed
 from pipeline.tables.kernel import murmur2_partitions, text_rows
 
-BATCH = 5000
+CHUNK = 10_000
+BATCH_BYTES = 1 << 20
+LARGEST_VALUE = 4 << 20
+"""A longer record is cut here: far past what the worker takes, so it is rejected as too large all the same, and Kafka carries it."""
 
 
 async def replay(
-    client: dict[str, Any], records: Iterable[Keyed], topic_of: dict[str, str], partitions: int, progress: Callable[[int], None]
+    client: dict[str, Any], records: Iterable[Keyed], topic_of: dict[str, str], partitions: int, progress: Callable[[int, int], None]
 ) -> int:
-    """Send all records in order (within a partition); how many. `progress` hears the number of records of each step."""
-    producer = aiokafka.AIOKafkaProducer(**client, max_batch_size=1 << 20, max_request_size=8 << 20, linger_ms=5, acks="all")
+    """Send all records, in their order within a partition; how many. `progress` hears records and bytes of each step.
+
+    `client`: aiokafka's bootstrap_servers and security arguments. `topic_of`: topic by topic kind.
+    """
+    producer = aiokafka.AIOKafkaProducer(**client, max_batch_size=BATCH_BYTES, max_request_size=LARGEST_VALUE + BATCH_BYTES, acks="all")
     await producer.start()
     sent, source = 0, iter(records)
     try:
-        while chunk := list(islice(source, BATCH)):
-            targets = np.empty(len(chunk), np.int32)
-            murmur2_partitions(*text_rows([record.key or "" for record in chunk]), partitions, targets)
-            for topic in dict.fromkeys(record.topic for record in chunk):
-                for partition in range(partitions):
-                    mine = [r for r, p in zip(chunk, targets.tolist(), strict=True) if p == partition and r.topic == topic]
-                    await _send(producer, topic_of[topic], partition, mine)
+        while chunk := list(islice(source, CHUNK)):
+            for (topic, partition), run in _by_partition(chunk, partitions).items():
+                await _send(producer, topic_of[topic], partition, run)
             sent += len(chunk)
-            progress(len(chunk))
+            progress(len(chunk), sum(len(record.value) for record in chunk))
         await producer.flush()
     finally:
         await producer.stop()
     return sent
 
 
+def _by_partition(chunk: list[Keyed], partitions: int) -> dict[tuple[str, int], list[Keyed]]:
+    targets = np.empty(len(chunk), np.int32)
+    murmur2_partitions(*text_rows([record.key or "" for record in chunk]), partitions, targets)
+    runs: dict[tuple[str, int], list[Keyed]] = defaultdict(list)
+    for record, partition in zip(chunk, targets.tolist(), strict=True):
+        runs[record.topic, partition].append(record)
+    return runs
+
+
 async def _send(producer: Any, topic: str, partition: int, records: list[Keyed]) -> None:
+    now = int(time.time() * 1000)
     batch = producer.create_batch()
     for record in records:
-        key = record.key.encode(errors="surrogatepass") if record.key else None
-        if batch.append(key=key, value=record.value, timestamp=None) is None:
-            if batch.record_count():
-                batch.close()
-                await producer.send_batch(batch, topic, partition=partition)
-                batch = producer.create_batch()
-            if batch.append(key=key, value=record.value, timestamp=None) is None:  # larger than a batch: alone
-                await producer.send(topic, record.value, key, partition)
+        key = record.key.encode() if record.key else None
+        value = record.value[:LARGEST_VALUE]
+        if batch.append(key=key, value=value, timestamp=now) is not None:
+            continue
+        if batch.record_count():
+            await _send_batch(producer, batch, topic, partition)
+            batch = producer.create_batch()
+        if batch.append(key=key, value=value, timestamp=now) is None:  # larger than a batch: alone
+            await producer.send_and_wait(topic, value, key, partition)
     if batch.record_count():
-        batch.close()
-        await producer.send_batch(batch, topic, partition=partition)
+        await _send_batch(producer, batch, topic, partition)
+
+
+async def _send_batch(producer: Any, batch: Any, topic: str, partition: int) -> None:
+    batch.close()
+    await producer.send_batch(batch, topic, partition=partition)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 PREFIX = "SHOPSTREAM_"
@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     sasl_username: str | None = None
     sasl_password: SecretStr | None = Field(None, repr=False)
-    ssl_ca_file: Path | None = None
+    ssl_ca_file: FilePath | None = Field(None, description="certificates to trust instead of the system's")
     app_id: str = Field(
         "shopstream", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="consumer group, transactional ids, names of internal topics"
     )
@@ -38,11 +38,12 @@ class Settings(BaseSettings):
     orders_topic: str = "orders"
     partitions: int = Field(4, ge=1, le=10_000, description="of every topic, when `topics` creates them")
     replication_factor: int = Field(1, ge=1, le=10)
+    min_insync_replicas: int = Field(1, ge=1, le=10, description="2 with 3 replicas: what is acknowledged survives the loss of a broker")
     warehouse: str = Field(
         "clickhouse://default@127.0.0.1:9000/shopstream", description="chdb:///folder or clickhouse://user@host:port/database"
     )
     warehouse_password: SecretStr | None = Field(None, repr=False)
-    definitions: Path | None = Field(None, description="a shopstream.toml; the bundled default when not set")
+    definitions: FilePath | None = Field(None, description="a shopstream.toml; the bundled default when not set")
     flush_seconds: float = Field(0.5, gt=0, le=60)
     sink_lag_seconds: float = Field(60, gt=0, description="how long the warehouse may be away before consumption waits for it")
     idle_seconds: float = Field(60, ge=0, description="after which a topic that is read to its end holds no watermark back; 0: never")
@@ -52,6 +53,19 @@ class Settings(BaseSettings):
     max_message_bytes: int = Field(1 << 20, ge=1024)
     brake_ratio: float = Field(0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this are rejected")
     brake_records: int = Field(1000, ge=1)
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Settings:
+        sasl = (self.sasl_mechanism, self.sasl_username, self.sasl_password)
+        if self.security_protocol.startswith("SASL") and None in sasl:
+            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password")
+        if not self.security_protocol.startswith("SASL") and any(sasl):
+            raise ValueError(
+                f"sasl_… is set, but security_protocol {self.security_protocol} uses none of it: set SASL_SSL, or leave sasl_… out"
+            )
+        if self.min_insync_replicas > self.replication_factor:
+            raise ValueError(f"min_insync_replicas {self.min_insync_replicas} can't be met by replication_factor {self.replication_factor}")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -94,6 +108,13 @@ def load_settings(**given: object) -> Settings:
         raise SettingsError(f"wrong settings{where}:\n  " + "\n  ".join(lines)) from error
     except ValueError as error:
         raise SettingsError(f"{named}: {error}") from error
+
+
+def _line(place: list[object], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if message.startswith("Extra inputs"):
+        message = "is no setting of Shopstream: remove it or correct its name"
+    return f"{PREFIX}{'.'.join(map(str, place)).upper()}: {message}" if place else message
 
 
 def _secrets() -> tuple[str, ...]:

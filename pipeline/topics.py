@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kafka import KafkaAdminClient
-from kafka.admin import NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from pipeline.partition import Topics
@@ -33,9 +33,20 @@ def wanted_topics(topics: Topics) -> dict[str, dict[str, str]]:
     }
 
 
-def ensure_topics(client: dict[str, Any], topics: Topics, partitions: int, replication_factor: int = 1) -> dict[str, str]:
+def connect(client: dict[str, Any]) -> Any:
+    """An admin client; `client` has kafka-python's bootstrap_servers and security arguments. Raises TopicsError."""
+    try:
+        return KafkaAdminClient(**client)
+    except (KafkaError, OSError, ValueError) as error:
+        servers = ",".join(client["bootstrap_servers"])
+        raise TopicsError(f"no Kafka answers at {servers} ({error!r}). Check SHOPSTREAM_BROKER and the security settings.") from error
+
+
+def ensure_topics(
+    client: dict[str, Any], topics: Topics, partitions: int, replication_factor: int = 1, min_insync_replicas: int = 1
+) -> dict[str, str]:
     """Create what is missing; what became of each ('created' or 'present'). Raises TopicsError rather than let partitions fall apart."""
-    admin = KafkaAdminClient(**client)
+    admin = connect(client)
     try:
         counts = partition_counts(admin, list(wanted_topics(topics)))
         present = {name: count for name, count in counts.items() if count}
@@ -57,12 +68,20 @@ def ensure_topics(client: dict[str, Any], topics: Topics, partitions: int, repli
             raise TopicsError(
                 f"the topics have {number} partitions, {partitions} are asked for: say --partitions {number}, or rebuild under another app id."
             )
-        new = [NewTopic(n, number, replication_factor, topic_configs=c) for n, c in wanted_topics(topics).items() if n not in present]
+        _check_changelog(admin, topics.changelog, present)
+        durable = {"min.insync.replicas": str(min_insync_replicas)}
+        new = {
+            name: {"num_partitions": number, "replication_factor": replication_factor, "configs": configs | durable}
+            for name, configs in wanted_topics(topics).items()
+            if name not in present
+        }
         if new:
-            admin.create_topics(new)
+            admin.create_topics(new, wait_for_metadata=True)
         return {name: "present" if name in present else "created" for name in wanted_topics(topics)}
     except TopicAlreadyExistsError:
-        return ensure_topics(client, topics, partitions, replication_factor)  # another process was faster: check what it made
+        return ensure_topics(
+            client, topics, partitions, replication_factor, min_insync_replicas
+        )  # another process was faster: check what it made
     except KafkaError as error:
         raise TopicsError(f"Kafka refused: {error}. Check the broker's address and the rights of the user.") from error
     finally:
@@ -78,3 +97,35 @@ def partition_counts(admin: Any, names: list[str]) -> dict[str, int]:
         for described in admin.describe_topics(found):
             counts[described.get("topic") or described.get("name")] = len(described["partitions"])
     return counts
+
+
+def delete_topics(client: dict[str, Any], topics: Topics) -> None:
+    """Delete those of the pipeline's topics that are there: for a bounded run, which leaves nothing behind."""
+    admin = connect(client)
+    try:
+        if there := [name for name, count in partition_counts(admin, list(wanted_topics(topics))).items() if count]:
+            admin.delete_topics(there)
+    finally:
+        admin.close()
+
+
+def describe(client: dict[str, Any], topics: Topics) -> dict[str, int]:
+    """Partitions of each of the pipeline's topics, 0 for one that is not there. Raises TopicsError."""
+    admin = connect(client)
+    try:
+        return partition_counts(admin, list(wanted_topics(topics)))
+    finally:
+        admin.close()
+
+
+def _check_changelog(admin: Any, changelog: str, present: dict[str, int]) -> None:
+    """The changelog is the state: it must never lose a record by age, size or key."""
+    if changelog not in present:
+        return
+    found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, changelog)], config_filter="all")
+    configs = {key: data["value"] for by_name in found.values() for data_of in by_name.values() for key, data in data_of.items()}
+    for key, needed in (("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")):
+        if configs.get(key, needed) != needed:
+            raise TopicsError(
+                f"{changelog} holds the state, but has {key}={configs[key]}: set {key}={needed}, or state will be lost at a restart."
+            )

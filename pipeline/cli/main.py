@@ -6,13 +6,15 @@ import logging
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from pipeline.cli.clients import Wrong, admin_arguments, open_configured, topic_names, worker_options
 from pipeline.definitions import Definitions
-from pipeline.settings import Settings, SettingsError, load_settings
+from pipeline.settings import SettingsError, load_settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,12 +23,6 @@ app = typer.Typer(
     help="Exact real-time funnels, retention and KPIs for an online shop.",
 )
 errors = Console(stderr=True)
-
-File = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True)]
-
-
-class Wrong(Exception):
-    """Wrong use or settings: exit code 2."""
 
 
 def wrong_use() -> tuple[type[Exception], ...]:
@@ -39,7 +35,7 @@ def wrong_use() -> tuple[type[Exception], ...]:
 
 def failures() -> tuple[type[Exception], ...]:
     from embedded.jars import EmbeddedKafkaError
-    from pipeline.cli.run import RunFailed
+    from pipeline.cli.workers import RunFailed
     from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
     from pipeline.topics import TopicsError
 
@@ -75,7 +71,8 @@ def run(
 
     if clickstream is None and orders is None:
         raise Wrong("nothing to read: give --clickstream, --orders or both")
-    run_job(Job(warehouse, clickstream, orders, load_definitions(definitions), definitions, map_, partitions, workers, broker, overwrite))
+    settings = load_settings(broker=broker) if broker else None
+    run_job(Job(warehouse, clickstream, orders, load_definitions(definitions), definitions, map_, partitions, workers, settings, overwrite))
 
 
 @app.command()
@@ -130,54 +127,8 @@ def version() -> None:
     typer.echo(installed_version("shopstream"))
 
 
-def open_configured(settings: Settings) -> Any:
-    from pipeline.sinks.open import open_warehouse
-
-    try:
-        return open_warehouse(settings.warehouse, settings.warehouse_password.get_secret_value() if settings.warehouse_password else None)
-    except ValueError as error:
-        raise Wrong(f"SHOPSTREAM_WAREHOUSE: {error}") from error
-
-
-def topic_names(settings: Settings) -> Any:
-    from pipeline.partition import Topics
-
-    return Topics(settings.clickstream_topic, settings.orders_topic, settings.app_id)
-
-
-def admin_arguments(settings: Settings) -> dict[str, Any]:
-    """kafka-python's arguments."""
-    arguments: dict[str, Any] = {"bootstrap_servers": settings.broker.split(","), "security_protocol": settings.security_protocol}
-    if settings.ssl_ca_file:
-        arguments["ssl_cafile"] = str(settings.ssl_ca_file)
-    if settings.sasl_mechanism and settings.sasl_password:
-        arguments |= {
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password.get_secret_value(),
-        }
-    return arguments
-
-
-def worker_options(settings: Settings) -> Any:
-    from pipeline.partition import Options
-    from pipeline.streaming.app import Security, WorkerOptions
-    from pipeline.streaming.owner import FlushOptions
-
-    return WorkerOptions(
-        settings.broker,
-        topic_names(settings),
-        Security(
-            settings.security_protocol,
-            settings.sasl_mechanism,
-            settings.sasl_username,
-            settings.sasl_password.get_secret_value() if settings.sasl_password else None,
-            str(settings.ssl_ca_file) if settings.ssl_ca_file else None,
-        ),
-        Options(settings.max_message_bytes, settings.brake_ratio, settings.brake_records),
-        FlushOptions(settings.flush_seconds, settings.sink_lag_seconds, settings.idle_seconds),
-        settings.session_seconds,
-    )
+def _say(what: str, error: Exception) -> None:
+    errors.print(Text.assemble((f"{what}: ", "red"), str(error)), soft_wrap=True)
 
 
 def main() -> None:
@@ -185,10 +136,10 @@ def main() -> None:
     try:
         app()
     except wrong_use() as error:
-        errors.print(f"[red]error:[/] {error}", markup=True, highlight=False)
+        _say("error", error)
         raise SystemExit(2) from None
     except failures() as error:
-        errors.print(f"[red]failed:[/] {error}", markup=True, highlight=False)
+        _say("failed", error)
         raise SystemExit(1) from None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -26,25 +26,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from embedded.kafka import EmbeddedKafka
+from pipeline.cli.clients import Wrong, admin_arguments, aiokafka_arguments
 from pipeline.cli.show import show_summary
+from pipeline.cli.workers import RunFailed, Workers
 from pipeline.definitions import Definitions
-from pipeline.files import Keyed, Mapping, read
+from pipeline.files import Keyed, Mapping, file_format, read
 from pipeline.mapping import load_mapping
 from pipeline.partition import Topics
 from pipeline.replay import replay
+from pipeline.settings import Settings
 from pipeline.sinks.catalog import install
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.shared import new_key, serve
-from pipeline.topics import ensure_topics
+from pipeline.topics import delete_topics, ensure_topics
 
-RESTARTS = 5
 STALL_SECONDS = 120
 console = Console()
 status = Console(stderr=True)
-
-
-class RunFailed(Exception):
-    """The run can't be completed; the message says why and shows the worker's last lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +57,18 @@ class Job:
     map_file: Path | None
     partitions: int
     workers: int
-    broker: str | None
+    settings: Settings | None
+    """Of a Kafka that is there; None: the embedded one."""
     overwrite: bool
 
 
 def run_job(job: Job) -> None:
-    """Run it and print the summary. Raises RunFailed and what the parts raise."""
+    """Run it and print the summary. Raises Wrong, RunFailed and what the parts raise."""
+    for path in filter(None, (job.clickstream, job.orders)):
+        file_format(path)
     mapping = load_mapping(job.map_file) if job.map_file else None
     _prepare_folder(job)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything started here is ended
     started = time.monotonic()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shopstream-run-")))
@@ -77,21 +79,52 @@ def run_job(job: Job) -> None:
             warehouse.migrate()
             install(warehouse, job.definitions, int(time.time() * 1000))
             broker = kafka.result()
-        topics = Topics() if job.broker is None else _own_topics()
-        ensure_topics({"bootstrap_servers": [broker]}, topics, job.partitions)
+        topics = _topics(job, broker, stack)
         key = new_key()
         server = stack.enter_context(serve(warehouse, authkey=key.encode()))
-        workers = Workers(job, broker, topics, server.url, key, folder)
+        workers = Workers(job.workers, _worker_environment(job, broker, topics, server.url, key), folder)
         stack.callback(workers.kill)
         with _progress() as progress:
             read_count = _replay(job, broker, topics, mapping, progress)
-            _wait(broker, topics, job.partitions, warehouse, workers, progress)
+            _wait(_admin(job, broker), topics, job.partitions, warehouse, workers, progress)
         workers.stop()
         show_summary(console, warehouse, job.definitions, read_count, time.monotonic() - started)
 
 
 def _kafka(job: Job, stack: ExitStack) -> str:
-    return job.broker or stack.enter_context(EmbeddedKafka()).bootstrap
+    return job.settings.broker if job.settings else stack.enter_context(EmbeddedKafka()).bootstrap
+
+
+def _admin(job: Job, broker: str) -> dict[str, Any]:
+    return admin_arguments(job.settings) if job.settings else {"bootstrap_servers": [broker]}
+
+
+def _topics(job: Job, broker: str, stack: ExitStack) -> Topics:
+    """The run's topics; on a Kafka that is there they have a name of their own and are deleted at the end."""
+    if job.settings is None:
+        topics = Topics()
+        ensure_topics(_admin(job, broker), topics, job.partitions)
+        return topics
+    topics = _own_topics()
+    stack.callback(delete_topics, _admin(job, broker), topics)
+    ensure_topics(_admin(job, broker), topics, job.partitions, job.settings.replication_factor, job.settings.min_insync_replicas)
+    return topics
+
+
+def _worker_environment(job: Job, broker: str, topics: Topics, warehouse: str, key: str) -> dict[str, str]:
+    """For the embedded Kafka nothing of the user's settings counts; for another one its security settings do."""
+    kept = {k: v for k, v in os.environ.items() if job.settings or not k.startswith("SHOPSTREAM_") or k == "SHOPSTREAM_CACHE"}
+    kept.pop("SHOPSTREAM_DEFINITIONS", None)
+    given = {
+        "SHOPSTREAM_BROKER": broker,
+        "SHOPSTREAM_WAREHOUSE": warehouse,
+        "SHOPSTREAM_WAREHOUSE_KEY": key,
+        "SHOPSTREAM_APP_ID": topics.app_id,
+        "SHOPSTREAM_CLICKSTREAM_TOPIC": topics.clickstream,
+        "SHOPSTREAM_ORDERS_TOPIC": topics.orders,
+        "SHOPSTREAM_IDLE_SECONDS": "0",
+    }
+    return kept | given | ({"SHOPSTREAM_DEFINITIONS": str(job.definitions_file.absolute())} if job.definitions_file else {})
 
 
 def _own_topics() -> Topics:
@@ -100,11 +133,13 @@ def _own_topics() -> Topics:
 
 
 def _prepare_folder(job: Job) -> None:
+    if job.warehouse.is_file():
+        raise Wrong(f"{job.warehouse} is a file: --warehouse names a folder.")
     if job.warehouse.exists() and any(job.warehouse.iterdir()):
         if not job.overwrite:
-            raise RunFailed(f"{job.warehouse} is not empty: a run writes a warehouse of its own. Name another folder, or say --overwrite.")
+            raise Wrong(f"{job.warehouse} is not empty: a run writes a warehouse of its own. Name another folder, or say --overwrite.")
         if not (job.warehouse / "metadata").is_dir() and not (job.warehouse / "store").is_dir():
-            raise RunFailed(f"{job.warehouse} is not a warehouse: --overwrite only empties what a run made.")
+            raise Wrong(f"{job.warehouse} is not a warehouse: --overwrite only empties what a run made.")
         shutil.rmtree(job.warehouse)
     job.warehouse.mkdir(parents=True, exist_ok=True)
 
@@ -125,11 +160,11 @@ def _replay(job: Job, broker: str, topics: Topics, mapping: Mapping | None, prog
     task = progress.add_task("replayed", total=None)
     sent = asyncio.run(
         replay(
-            {"bootstrap_servers": broker},
+            aiokafka_arguments(job.settings) if job.settings else {"bootstrap_servers": broker},
             _records(job, mapping),
             {"clickstream": topics.clickstream, "orders": topics.orders},
             job.partitions,
-            lambda n: progress.advance(task, n),
+            lambda records, _: progress.advance(task, records),
         )
     )
     progress.update(task, total=sent, completed=sent)
@@ -151,9 +186,9 @@ def _ends(consumer: Any, topics: Topics, partitions: int) -> Ends:
     return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
 
 
-def _wait(broker: str, topics: Topics, partitions: int, warehouse: Any, workers: Workers, progress: Progress) -> None:
+def _wait(client: dict[str, Any], topics: Topics, partitions: int, warehouse: Any, workers: Workers, progress: Progress) -> None:
     """Until every record of the source topics, and what was re-keyed from them, is in the warehouse's rows."""
-    consumer = KafkaConsumer(bootstrap_servers=[broker])
+    consumer = KafkaConsumer(**client)
     try:
         task = progress.add_task("applied", total=None)
         moved, last = time.monotonic(), -1
@@ -173,52 +208,3 @@ def _wait(broker: str, topics: Topics, partitions: int, warehouse: Any, workers:
             time.sleep(0.25)
     finally:
         consumer.close()
-
-
-class Workers:
-    """The worker processes of a run; one that dies is started again (a restart is exact), a few times."""
-
-    def __init__(self, job: Job, broker: str, topics: Topics, warehouse: str, key: str, folder: Path) -> None:
-        self._log = folder / "workers.log"
-        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOPSTREAM_") or k == "SHOPSTREAM_CACHE"} | {
-            "SHOPSTREAM_BROKER": broker,
-            "SHOPSTREAM_WAREHOUSE": warehouse,
-            "SHOPSTREAM_WAREHOUSE_KEY": key,
-            "SHOPSTREAM_APP_ID": topics.app_id,
-            "SHOPSTREAM_CLICKSTREAM_TOPIC": topics.clickstream,
-            "SHOPSTREAM_ORDERS_TOPIC": topics.orders,
-            "SHOPSTREAM_IDLE_SECONDS": "0",
-        }
-        if job.definitions_file:
-            self._environment["SHOPSTREAM_DEFINITIONS"] = str(job.definitions_file.absolute())
-        self._restarts = 0
-        self._processes = [self._start() for _ in range(job.workers)]
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "pipeline.cli.main", "worker"]
-            return subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    def look_after(self) -> None:
-        for i, process in enumerate(self._processes):
-            if process.poll() is not None:
-                self._restarts += 1
-                if self._restarts > RESTARTS:
-                    raise RunFailed(f"workers ended {self._restarts} times, the last with code {process.returncode}.\n{self.tail()}")
-                self._processes[i] = self._start()
-
-    def stop(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            if process.wait(90):
-                raise RunFailed(f"a worker ended with code {process.returncode}.\n{self.tail()}")
-
-    def kill(self) -> None:
-        for process in self._processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
-    def tail(self, lines: int = 20) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])

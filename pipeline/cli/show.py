@@ -31,7 +31,7 @@ def show_summary(console: Console, warehouse: Any, definitions: Definitions, rea
     for funnel in definitions.funnels:
         console.print(_funnel(warehouse, funnel.name, funnel.steps))
     for retention in definitions.retentions:
-        console.print(_retention(warehouse, retention.name, retention.period))
+        console.print(_retention(warehouse, retention.name, retention.period, _fitting(console.width)))
 
 
 def _funnel(warehouse: Any, name: str, steps: tuple[Step, ...]) -> Table:
@@ -59,11 +59,16 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "–"
 
 
-def _retention(warehouse: Any, name: str, period: str) -> Table:
+def _fitting(width: int) -> int:
+    """Periods whose columns fit beside cohort and users: 7 characters each after 24."""
+    return max(1, min(PERIODS, (width - 24) // 7))
+
+
+def _retention(warehouse: Any, name: str, period: str, periods: int) -> Table:
     rows = warehouse.query(
         "SELECT cohort_start, period, sum(users) FROM retention_report WHERE retention = %(name)s AND period <= %(last)s "
         "GROUP BY cohort_start, period ORDER BY cohort_start, period",
-        {"name": name, "last": PERIODS},
+        {"name": name, "last": periods},
     )
     cohorts: dict[Any, dict[int, int]] = {}
     for start, n, users in rows:
@@ -74,7 +79,7 @@ def _retention(warehouse: Any, name: str, period: str) -> Table:
     table.add_column("cohort", no_wrap=True)
     table.add_column("users", justify="right")
     for n in range(1, last + 1):
-        table.add_column(str(n), justify="right")
+        table.add_column(str(n), justify="right", no_wrap=True)
     for start, counts in list(cohorts.items())[:COHORTS]:
         size = counts.get(0, 0)
         table.add_row(f"{start:%Y-%m-%d}", f"{size:,}", *(_cell(counts.get(n), size) for n in range(1, last + 1)))

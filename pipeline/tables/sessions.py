@@ -162,7 +162,7 @@ def _sessions(
 def _value(aggregate: int, pages: int, dwell: int) -> int:
     value = np.int64(1)
     if aggregate == BOUNCES:
-        value = np.int64(pages <= 1)
+        value = np.int64(pages == 1)
     elif aggregate == PAGES:
         value = pages
     elif aggregate == DWELL:

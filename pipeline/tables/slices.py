@@ -112,10 +112,9 @@ class Slices:
         a = self.arrays
         for at in blocks.tolist():
             a.words[at : at + slots * stride] = 0
-        k = np.searchsorted(a.number, numbers)
-        self.arrays = SliceArrays(
-            a.words, *(np.insert(old, k, v) for old, v in zip(a[1:], (numbers, blocks, slots, stride, 0), strict=True))
-        )
+        order = np.argsort(np.concatenate((a.number, numbers)))
+        new = (numbers, blocks, *(np.full(len(numbers), v) for v in (slots, stride, 0)))
+        self.arrays = SliceArrays(a.words, *(np.concatenate(both)[order] for both in zip(a[1:], new, strict=True)))
 
     def grow(self, k: int) -> None:
         """Twice the slots for slice k."""

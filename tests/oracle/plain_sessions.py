@@ -34,7 +34,7 @@ def plain_session_kpi(sessions: Iterable[Sequence[ShopEvent]], kpi: Kpi, pages: 
     for session in sessions:
         seen = sum(e.is_one_of(pages) for e in session)
         dwell = session[-1].ts - session[0].ts
-        value = {"count": 1, "bounces": int(seen < 2), "pages": seen, "dwell": dwell, "dwell_quantile": 1}[kpi.aggregate]
+        value = {"count": 1, "bounces": int(seen == 1), "pages": seen, "dwell": dwell, "dwell_quantile": 1}[kpi.aggregate]
         bucket = next(i for i, bound in enumerate(BOUNDS) if dwell <= bound) if kpi.aggregate == "dwell_quantile" else -1
         for window in kpi.windows:
             start = plain_window_start(session[0].ts, window, zone)

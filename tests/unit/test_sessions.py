@@ -63,10 +63,10 @@ def test_of_equal_times_the_smaller_event_id_is_first() -> None:
     assert [key[4] for key in run.found() if key[3]] == ["mail"]
 
 
-def test_session_without_a_page_is_a_bounce() -> None:
+def test_session_without_a_page_is_no_bounce() -> None:
     run = _run()
     run.apply([_view(0, name="purchase"), _view(1, name="purchase")])
-    assert _totals(run) == {"count": 1, "bounces": 1, "pages": 0, "dwell": 1, "dwell_quantile": 1}
+    assert _totals(run) == {"count": 1, "bounces": 0, "pages": 0, "dwell": 1, "dwell_quantile": 1}
 
 
 def test_cell_is_undecided_while_a_session_of_its_window_may_change() -> None:

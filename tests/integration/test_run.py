@@ -135,7 +135,7 @@ def test_server_warehouse_survives_kills_of_workers(kafka: str, tmp_path: Path, 
             targets = {"clickstream": topics.clickstream, "orders": topics.orders}
             third = len(messages) // 3 + 1
             for part in range(3):
-                asyncio.run(replay(client, messages[part * third : (part + 1) * third], targets, PARTITIONS, lambda _: None))
+                asyncio.run(replay(client, messages[part * third : (part + 1) * third], targets, PARTITIONS, lambda *_: None))
                 time.sleep(r.uniform(0.5, 6))
                 victim = r.randrange(2)
                 workers[victim].send_signal(r.choice((9, 15)))
@@ -144,7 +144,8 @@ def test_server_warehouse_survives_kills_of_workers(kafka: str, tmp_path: Path, 
             wait_until_applied(kafka, topics, warehouse, tmp_path / "worker.log")
             for worker in workers:
                 worker.terminate()
-            assert [worker.wait(90) for worker in workers] == [0, 0], (tmp_path / "worker.log").read_text()[-3000:]
+            for worker in workers:  # one may still have been starting
+                assert worker.wait(90) in (0, -15), (tmp_path / "worker.log").read_text()[-3000:]
             equal(warehouse, truth)
         finally:
             for worker in workers:

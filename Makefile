@@ -19,7 +19,7 @@ setup: $(READY)  ## make .venv with everything pinned
 
 sample: $(READY)  ## replay the bundled sample through an embedded Kafka; shows funnels and retention
 	@$(BIN)/shopstream run --clickstream sample/clickstream.ndjson.gz --orders sample/orders.ndjson.gz \
-	    --definitions sample/shopstream.toml --warehouse build/sample-warehouse
+	    --definitions sample/shopstream.toml --warehouse build/sample-warehouse --overwrite
 
 test: $(READY) lint  ## lint, then every test tier
 	$(BIN)/python -m pytest

@@ -40,7 +40,7 @@ def example_plan() -> Plan:
 
 def example_records(topic: str, n: int) -> list[RawRecord]:
     """Events of 100,000 users, a skewed share each."""
-    rng = random.Random(7)  # noqa: S311
+    rng = random.Random(7)
     users = rng.choices(range(100_000), [1 / (i + 1) ** 0.8 for i in range(100_000)], k=n)
     records = []
     for i in range(n):
@@ -76,7 +76,7 @@ def main() -> None:
                 for at in range(0, len(records), chunk):
                     decoder.decode(topic, records[at : at + chunk])
             best = min(best, time.process_time() - start)
-        print(f"runs of up to {chunk}: {best / BATCH * 1e6:.2f} CPU µs an event")  # noqa: T201
+        print(f"runs of up to {chunk}: {best / BATCH * 1e6:.2f} CPU µs an event")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -87,6 +88,7 @@ def worker(
     from pipeline.sinks.catalog import install
     from pipeline.streaming.app import run_worker
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it is still starting it owns nothing
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for noisy in ("faust", "mode", "aiokafka", "kafka", "numba"):

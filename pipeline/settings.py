@@ -101,11 +101,9 @@ def load_settings(**given: object) -> Settings:
     try:
         return Settings(**values)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = [
-            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False, include_url=False)
-        ]
-        where = f" (environment or {named})" if named else " (environment)"
-        raise SettingsError(f"wrong settings{where}:\n  " + "\n  ".join(lines)) from error
+        where = f"the environment or {named}" if named else "the environment or an option"
+        lines = [_line(list(e["loc"]), e["msg"]) for e in error.errors(include_input=False, include_url=False)]
+        raise SettingsError(f"wrong settings (from {where}):\n  " + "\n  ".join(lines)) from None
     except ValueError as error:
         raise SettingsError(f"{named}: {error}") from error
 

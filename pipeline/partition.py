@@ -131,6 +131,7 @@ class _Meta(msgspec.Struct):
     strings: list[str]  # new ones in a delta, all in a snapshot
     rejects: list[RejectRow]  # of this flush in a delta, all not yet sunk in a snapshot
     generations: list[Definitions]  # empty in a delta
+    partitions: int
 
 
 @dataclass(slots=True)
@@ -315,7 +316,7 @@ class Partition:
         return Flush(n, records + pending.rekeyed, whole)
 
     def _meta(self, strings: list[str], rejects: list[RejectRow], generations: list[Definitions]) -> _Meta:
-        return _Meta(self.states, self.horizon, self.sunk_flush, strings, rejects, generations)
+        return _Meta(self.states, self.horizon, self.sunk_flush, strings, rejects, generations, self.partitions)
 
     def _pack_snapshot(self, n: int) -> list[tuple[bytes, bytes]]:
         arrays = {f"{owner}/{name}": array for owner, named in self.board.dump().items() for name, array in named.items()}
@@ -367,7 +368,8 @@ class Partition:
         rejects = [row for row in captured.rejects if row[-1] > self.sunk_flush]
         if rejects:
             rows["rejects"] = dict(zip(REJECTS, map(list, zip(*rejects, strict=True)), strict=True))
-        rows["progress"] = dict(zip(PROGRESS, map(list, zip(*captured.progress, strict=True)), strict=True))
+        if captured.progress:
+            rows["progress"] = dict(zip(PROGRESS, map(list, zip(*captured.progress, strict=True)), strict=True))
         return captured.n, rows
 
     def sunk(self, n: int) -> None:
@@ -427,6 +429,11 @@ class Partition:
         self._rejects += meta.rejects
 
     def _adopt(self, meta: _Meta) -> None:
+        if meta.partitions != self.partitions:
+            raise ChangelogError(
+                f"the state was made with {meta.partitions} partitions, the topics have {self.partitions} now: users have moved between partitions. "
+                "Rebuild under another app id."
+            )
         self.states, self.horizon, self.sunk_flush = meta.topics, meta.horizon, meta.sunk
         self._rejects = [row for row in self._rejects if row[-1] > meta.sunk]
 

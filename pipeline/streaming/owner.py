@@ -64,7 +64,7 @@ class Owner:
         self.warehouse = warehouse
         self.owned: dict[int, Owned] = {}
         self.epochs: dict[TopicPartition, int] = {}
-        self.partitions = 0
+        self.starts: dict[TopicPartition, int] = {}  # where reading began after the last seek
         self.thread: Any = None  # the transport's consumer thread, set once the app has started
         self._sink = ThreadPoolExecutor(1, thread_name_prefix="sink")
         self._sink_behind_since: float | None = None
@@ -75,13 +75,12 @@ class Owner:
 
     # --- rebalance -------------------------------------------------------------------------------------------------------
 
-    async def rebalance(self, assigned: Iterable[TopicPartition], partitions: int) -> None:
+    async def rebalance(self, assigned: Iterable[TopicPartition]) -> None:
         """Drop what is not ours any more, take over what is new. Afterwards `positions` says where to read on."""
         by_topic = {topic: {tp.partition for tp in assigned if tp.topic == topic} for topic in self.topics.sources}
         wanted = by_topic[self.topics.clickstream]
         if any(numbers != wanted for numbers in by_topic.values()):
             raise RuntimeError(f"partitions of the topics do not belong together: {by_topic}. Check them with `shopstream topics`.")
-        self.partitions = partitions
         for number in set(self.owned) - wanted:
             await self._drop(number)
         await asyncio.gather(*(self._take(number) for number in sorted(wanted - set(self.owned))))
@@ -103,7 +102,8 @@ class Owner:
             acks="all",
         )
         await asyncio.wait_for(producer.start(), TRANSACTION_SECONDS)  # fences the former owner, so the changelog's end is the end
-        partition = Partition(number, self.partitions, self.definitions, self.topics, self.options)
+        partitions = await self._count_partitions(producer)
+        partition = Partition(number, partitions, self.definitions, self.topics, self.options)
         records = await asyncio.wait_for(self._read_changelog(number), RESTORE_SECONDS)
         partition.restore(records)
         self.owned[number] = Owned(partition, producer)
@@ -114,6 +114,15 @@ class Owner:
             len(records),
             time.monotonic() - started,
         )
+
+    async def _count_partitions(self, producer: Any) -> int:
+        """Partitions of the source topics, asked of the broker: with a wrong count every user would seem to be in the wrong place."""
+        counts = {topic: len(await asyncio.wait_for(producer.partitions_for(topic), TRANSACTION_SECONDS)) for topic in self.topics.sources}
+        if len(set(counts.values())) != 1:
+            raise RuntimeError(
+                f"the source topics need the same number of partitions, but have {counts}. Check them with `shopstream topics`."
+            )
+        return counts[self.topics.clickstream]
 
     async def _read_changelog(self, number: int) -> list[tuple[bytes | None, bytes | None]]:
         tp = TopicPartition(self.topics.changelog, number)
@@ -206,7 +215,7 @@ class Owner:
             if owned is None or end < 0 or position < end:
                 continue
             applied = owned.partition.positions.get(tp.topic, -1)
-            everything_applied = self.thread.begins.get(tp) == (position if applied < 0 else applied)
+            everything_applied = self.thread.begins.get(tp) == (self.starts.get(tp) if applied < 0 else applied)
             if everything_applied:
                 owned.partition.advance(tp.topic, position)
             quiet = now - owned.last_run.setdefault(tp.topic, now)

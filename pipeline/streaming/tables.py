@@ -22,11 +22,7 @@ class OwnedTables(TableManager):
         tps = {TopicPartition(tp.topic, tp.partition) for tp in assigned}
         self.owner.thread = self.app.consumer._thread
         try:
-            if tps:
-                partitions = self.app.consumer.topic_partitions(self.owner.topics.clickstream)
-                await self.owner.rebalance(tps, int(partitions or 0))
-            else:
-                await self.owner.rebalance([], 0)
+            await self.owner.rebalance(tps)
         except Exception as error:
             end_process(f"partitions could not be taken over: {error}", error)
         await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)

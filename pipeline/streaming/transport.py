@@ -146,6 +146,7 @@ class RunConsumer(driver.Consumer):
         assigned = {TopicPartition(tp.topic, tp.partition) for tp in self.assignment()}
         positions, epochs = self.app.tables.owner.new_epoch(assigned)
         started = await asyncio.wait_for(self._thread.seek_runs(positions, epochs), self.app.conf.broker_request_timeout)
+        self.app.tables.owner.starts.update(started)
         return {ensure_TP(tp): offset for tp, offset in started.items()}
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:

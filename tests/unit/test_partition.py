@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions, Funnel, Kpi, Match, Step
 from pipeline.partition import BrakesOn, ContinuityError, Flush, Options, Partition, Run, Topics
 
@@ -228,3 +229,24 @@ def test_snapshot_comes_when_the_deltas_outgrow_it() -> None:
     assert kinds[0]
     assert not kinds[1]
     assert any(kinds[2:])
+
+
+def test_offsets_without_records_count_as_progress_and_not_as_position() -> None:
+    first = partition()
+    first.advance(TOPICS.rekeyed, 2)
+    log = changelog(flush(first))
+    sent = first.sink_rows()
+    assert sent is not None
+    assert sent[1]["progress"]["next_offset"] == [2]
+    assert first.positions == {}
+    second = partition()
+    second.restore(log)
+    assert second.sink_rows() == (1, {})
+    second.offer(Run(TOPICS.rekeyed, 0, [], 3, 0))
+
+
+def test_state_of_another_partition_count_is_refused() -> None:
+    first = partition()
+    first.offer(run(event(0, "view_item", T0)))
+    with pytest.raises(ChangelogError, match="1 partitions, the topics have 2"):
+        Partition(0, 2, DEFINITIONS, TOPICS, Options()).restore(changelog(flush(first)))

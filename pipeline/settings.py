@@ -88,7 +88,14 @@ def load_settings(**given: object) -> Settings:
     known = set(Settings.model_fields)
     for variable in os.environ:
         name = variable.removeprefix(PREFIX).lower()
-        if variable.startswith(PREFIX) and name not in known | {"settings", "cache", "warehouse_key", *(f"{k}_file" for k in _secrets())}:
+        if variable.startswith(PREFIX) and name not in known | {
+            "settings",
+            "cache",
+            "warehouse_key",
+            "kafka_heap",
+            "test_seed",
+            *(f"{k}_file" for k in _secrets()),
+        }:
             raise SettingsError(f"environment variable {variable} is no setting of Shopstream: remove it or correct its name")
     values = {key: value for key, value in given.items() if value is not None}
     for name in _secrets():

@@ -63,8 +63,13 @@ def _installed(warehouse: Warehouse, table: str) -> tuple[dict[str, list[Row]], 
 
 
 def _insert(warehouse: Warehouse, table: str, rows: Iterable[Row]) -> None:
-    values = " UNION ALL ".join(f"SELECT {', '.join(map(literal, row))}" for row in rows)
+    values = " UNION ALL ".join(f"SELECT {', '.join(map(_typed, row))}" for row in rows)
     warehouse.query(f"INSERT INTO {table} ({', '.join(_TABLES[table])}, installed_at) {values}")
+
+
+def _typed(value: Any) -> str:
+    """A literal of one type whatever its size: a UNION ALL of a UInt8 and a UInt16 constant is refused by some versions."""
+    return f"to{'Int64' if isinstance(value, int) else 'Float64'}({literal(value)})" if isinstance(value, int | float) else literal(value)
 
 
 def _funnel(funnel: Funnel) -> list[Row]:

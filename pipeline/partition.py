@@ -24,6 +24,8 @@ from schemas.rejects import Reason, RejectedRecord
 from schemas.rows import PROGRESS, REJECTS, Rows
 
 NO_WATERMARK = -1
+LARGEST_MESSAGE = 8 << 20
+"""What every topic and producer of ours must let through, bytes: a reject carries up to 1 MiB raw as base64, and an event above the limit must arrive to be rejected."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from pipeline.partition import Topics
-
-LARGEST_MESSAGE = 8 << 20
-"""A reject carries up to 1 MiB raw as base64; an event above the limit must arrive to be rejected."""
+from pipeline.partition import LARGEST_MESSAGE, Topics
 
 
 class TopicsError(Exception):

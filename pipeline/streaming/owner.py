@@ -20,7 +20,7 @@ from aiokafka.structs import TopicPartition
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
 from pipeline.definitions import Definitions
-from pipeline.partition import BrakesOn, Flush, Options, Partition, Run, Topics
+from pipeline.partition import LARGEST_MESSAGE, BrakesOn, Flush, Options, Partition, Run, Topics
 from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
 from schemas.rows import Rows
 
@@ -28,7 +28,6 @@ log = logging.getLogger("shopstream.owner")
 
 RESTORE_SECONDS = 600
 TRANSACTION_SECONDS = 60
-MAX_REQUEST_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,6 @@ class Owner:
         self.starts: dict[TopicPartition, int] = {}  # where reading began after the last seek
         self.thread: Any = None  # the transport's consumer thread, set once the app has started
         self._sink = ThreadPoolExecutor(1, thread_name_prefix="sink")
-        self._sink_behind_since: float | None = None
         self._sink_caught_up = asyncio.Event()
         self._sink_caught_up.set()
         self._cycle = asyncio.Lock()
@@ -97,7 +95,7 @@ class Owner:
             **self.client,
             transactional_id=f"{self.topics.app_id}-{number}",
             transaction_timeout_ms=TRANSACTION_SECONDS * 1000,
-            max_request_size=MAX_REQUEST_BYTES,
+            max_request_size=LARGEST_MESSAGE,
             max_batch_size=1 << 20,
             acks="all",
         )

@@ -8,7 +8,7 @@ dimensions, and the second smallest ts, which may equal the first. A late event 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from pipeline.columns import I32, I64, U64, Strings
 from pipeline.definitions import Kpi, Match
 from pipeline.plan import Plan
 from pipeline.tables.kernel import CellArrays, Cells, cells_add, cells_room, grown, jit
+from pipeline.tables.kpi_rows import kpi_rows, window_ends
 from pipeline.tables.table import Arrays, Batch
-from pipeline.windows import boundaries, window_index, window_indices, window_start, window_starts
+from pipeline.windows import boundaries, window_index, window_start
 from schemas.rows import Rows
 
 DONE, MORE_CELLS, MORE_ROWS = 0, 1, 2
@@ -219,34 +220,12 @@ class FirstTable:
 
     def final_at(self, keys: I64) -> I64:
         """Per cell key: window end + `within_ms` of a repeat + lateness, ms."""
-        which, number = (keys[:, 0] >> 32) - self.metric, keys[:, 0] & 0xFF
-        out = np.empty(len(keys), np.int64)
-        for i, kpi in enumerate(self.kpis):
-            for n, window in enumerate(kpi.windows):
-                chosen = (which == i) & (number == n)
-                after = window_indices(window, self.time_zone, keys[chosen, 1]) + 1
-                out[chosen] = window_starts(window, self.time_zone, after) + max(_within(kpi), 0) + self.lateness_ms
-        return out
+        within = np.array([max(_within(kpi), 0) for kpi in self.kpis], np.int64)[(keys[:, 0] >> 32) - self.metric]
+        return window_ends(self.kpis, self.metric, self.time_zone, keys) + within + self.lateness_ms
 
     def rows(self, keys: I64, values: I64, versions: I64, strings: Strings, partition: int) -> Rows:
         """Cells [m] as rows of `kpi_cells`."""
-        kpis = [self.kpis[i] for i in ((keys[:, 0] >> 32) - self.metric).tolist()]
-        windows, dimensions = (keys[:, 0] & 0xFF).tolist(), (keys[:, 0] >> 8 & 0xFFFF).tolist()
-        columns: dict[str, Any] = {
-            "kpi": [kpi.name for kpi in kpis],
-            "definition": [kpi.version for kpi in kpis],
-            "window": [kpi.windows[n] for kpi, n in zip(kpis, windows, strict=True)],
-            "window_start": keys[:, 1],
-            "dimension": [("", *kpi.dimensions)[n] for kpi, n in zip(kpis, dimensions, strict=True)],
-            "dimension_value": [strings[i] for i in (keys[:, 2] >> 32).tolist()],
-            "currency": [""] * len(keys),
-            "bucket": np.full(len(keys), -1, np.int64),
-            "partition": np.full(len(keys), partition, np.int64),
-            "value": values,
-            "final_at": self.final_at(keys),
-            "version": versions,
-        }
-        return {"kpi_cells": columns}
+        return kpi_rows(self.kpis, self.metric, keys, values, versions, strings, partition, self.final_at(keys))
 
     def dump(self) -> Arrays:
         out: Arrays = {}

@@ -8,6 +8,6 @@ from agents.consume import consume
 
 
 def bind(app: Any, topics: Any, owner: Any) -> None:
-    @app.agent(app.topic(topics.clickstream, value_serializer="raw", key_serializer="raw"), name="clickstream", concurrency=1)
+    @app.agent(app.topic(topics.clickstream, value_serializer="raw", key_serializer="raw", acks=False), name="clickstream", concurrency=1)
     async def clickstream(stream: Any) -> None:
         await consume(stream, owner)

@@ -8,6 +8,6 @@ from agents.consume import consume
 
 
 def bind(app: Any, topics: Any, owner: Any) -> None:
-    @app.agent(app.topic(topics.rekeyed, value_serializer="raw", key_serializer="raw"), name="rekeyed", concurrency=1)
+    @app.agent(app.topic(topics.rekeyed, value_serializer="raw", key_serializer="raw", acks=False), name="rekeyed", concurrency=1)
     async def rekeyed(stream: Any) -> None:
         await consume(stream, owner)

@@ -16,7 +16,6 @@ from aiokafka.structs import TopicPartition
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
-from mode.utils.futures import notify
 
 from pipeline.partition import Run
 
@@ -108,7 +107,7 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
 
 
 class RunConsumer(driver.Consumer):
-    """Delivers runs; acknowledges without book-keeping, commits nothing."""
+    """Delivers runs and commits nothing. The agents' topics have `acks=False`: Faust's compiled stream keeps a list of acknowledged offsets that only a commit empties."""
 
     _thread: RunConsumerThread
 
@@ -132,14 +131,6 @@ class RunConsumer(driver.Consumer):
             run.topic, run.partition, run.next_offset - 1, 0.0, 0, None, None, run, None, None, None, tp,
             generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
-
-    def ack(self, message: Any) -> bool:
-        if not message.acked:
-            message.acked = True
-            self._unacked_messages.discard(message)
-            notify(self._waiting_for_ack)
-            return True
-        return False
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Where the owner of the partitions wants to read on, instead of the group's committed offsets."""

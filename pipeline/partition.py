@@ -250,6 +250,11 @@ class Partition:
             self._beyond[topic] = offset
             self._pending.moved = True
 
+    def skip(self, topic: str, offset: int) -> None:
+        """Go on at `offset`: the records between the position and it are gone, and someone has agreed to do without them."""
+        self.states[topic] = msgspec.structs.replace(self.states.get(topic) or TopicState(), next_offset=offset)
+        self._pending.moved = True
+
     def _decode(self, run: Run) -> Decoded:
         if run.topic != self.topics.rekeyed:
             return self.decoder.decode(self.topics.kind(run.topic), run.records)

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     session_seconds: float = Field(
         10, ge=1, le=300, description="Kafka's session timeout: how long a killed worker's partitions stay unowned"
     )
+    accept_deleted_events: bool = Field(
+        False, description="go on where retention has deleted events that were not read yet, instead of stopping"
+    )
     max_message_bytes: int = Field(1 << 20, ge=1024)
     brake_ratio: float = Field(0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this are rejected")
     brake_records: int = Field(1000, ge=1)
@@ -94,6 +97,7 @@ def load_settings(**given: object) -> Settings:
             "warehouse_key",
             "kafka_heap",
             "test_seed",
+            "fault",
             *(f"{k}_file" for k in _secrets()),
         }:
             raise SettingsError(f"environment variable {variable} is no setting of Shopstream: remove it or correct its name")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from pipeline.partition import Topics
 from pipeline.settings import Settings
+
+log = logging.getLogger("shopstream")
 
 
 class Wrong(Exception):
@@ -19,6 +25,19 @@ def open_configured(settings: Settings) -> Any:
         return open_warehouse(settings.warehouse, settings.warehouse_password.get_secret_value() if settings.warehouse_password else None)
     except ValueError as error:
         raise Wrong(f"SHOPSTREAM_WAREHOUSE: {error}") from error
+
+
+def patiently(action: Callable[[], object]) -> None:
+    """Do it once the warehouse is there."""
+    from pipeline.sinks.warehouse import SinkUnavailable
+
+    Retrying(
+        retry=retry_if_exception_type(SinkUnavailable),
+        wait=wait_exponential_jitter(0.5, 10),
+        before_sleep=lambda state: log.warning(
+            "the warehouse can't be reached, trying again: %s", state.outcome and state.outcome.exception()
+        ),
+    )(action)
 
 
 def topic_names(settings: Settings) -> Topics:
@@ -42,7 +61,7 @@ def admin_arguments(settings: Settings) -> dict[str, Any]:
 def worker_options(settings: Settings) -> Any:
     from pipeline.partition import Options
     from pipeline.streaming.app import Security, WorkerOptions
-    from pipeline.streaming.owner import FlushOptions
+    from pipeline.streaming.flushes import FlushOptions
 
     return WorkerOptions(
         settings.broker,
@@ -57,6 +76,7 @@ def worker_options(settings: Settings) -> Any:
         Options(settings.max_message_bytes, settings.brake_ratio, settings.brake_records),
         FlushOptions(settings.flush_seconds, settings.sink_lag_seconds, settings.idle_seconds),
         settings.session_seconds,
+        settings.accept_deleted_events,
     )
 
 

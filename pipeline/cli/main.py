@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.cli.clients import Wrong, admin_arguments, open_configured, topic_names, worker_options
+from pipeline.cli.clients import Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
 from pipeline.definitions import Definitions
 from pipeline.settings import SettingsError, load_settings
 
@@ -95,7 +95,7 @@ def worker(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     wanted = load_definitions(settings.definitions)
     opened = open_configured(settings)
-    install(opened, wanted, int(time.time() * 1000))
+    patiently(lambda: install(opened, wanted, int(time.time() * 1000)))
     raise SystemExit(run_worker(worker_options(settings), wanted, opened))
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import ssl
 import tempfile
@@ -16,18 +17,24 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import faust
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError
 from faust.types.auth import AuthProtocol
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
 from agents import bind_agents
 from pipeline.definitions import Definitions
 from pipeline.partition import Options, Partition, Run, Topics
 from pipeline.sinks.warehouse import Warehouse
-from pipeline.streaming.owner import FlushOptions, Owner, end_process
+from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
+from pipeline.streaming.owner import Owner, end_process
 from pipeline.streaming.tables import OwnedTables
+from pipeline.topics import TopicsError
 
 log = logging.getLogger("shopstream.worker")
 
 STOP_SECONDS = 60
+REVOKED_SECONDS = 20
 GC_THRESHOLDS = (100_000, 50, 1000)
 """A fetch makes 16,000 records a partition, none of them in a cycle: at Python's default of 700 the collector walks them again and again."""
 
@@ -73,9 +80,11 @@ class WorkerOptions:
     partition: Options = Options()
     flush: FlushOptions = FlushOptions()
     session_seconds: float = 10.0
+    accept_deleted: bool = False
+    stop_sink_seconds: float = 10.0  # how long an orderly end waits for the warehouse
 
 
-def create_app(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> faust.App:
+def create_app(options: WorkerOptions, definitions: Definitions) -> faust.App:
     """The app with our transport, our table manager and the agents; nothing is connected yet."""
     app = faust.App(
         options.topics.app_id,
@@ -95,14 +104,13 @@ def create_app(options: WorkerOptions, definitions: Definitions, warehouse: Ware
         broker_heartbeat_interval=options.session_seconds / 4,
         broker_request_timeout=max(30.0, options.session_seconds * 2),
         broker_rebalance_timeout=60.0,
-        broker_max_poll_interval=300.0,
+        broker_max_poll_interval=86_400.0,  # consumption waits while the warehouse is away
         broker_commit_interval=3600.0,
-        consumer_auto_offset_reset="earliest",
         autodiscover=False,
     )
     client = {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()}
-    app.tables.owner = Owner(client, definitions, options.topics, options.partition, options.flush, warehouse)
-    bind_agents(app, options.topics, app.tables.owner)
+    owner = app.tables.owner = Owner(client, definitions, options.topics, options.partition, options.accept_deleted)
+    bind_agents(app, options.topics, owner)
     return app
 
 
@@ -155,24 +163,56 @@ class _WarmUp(NamedTuple):
 async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    await _meet_kafka(options)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    app = create_app(options, definitions, warehouse)
+    app = create_app(options, definitions)
     owner: Owner = app.tables.owner
+    flusher, feeder = Flusher(owner, options.flush), Feeder(owner, warehouse, options.flush)
+    owner.emptied = feeder.nothing_known
+
+    @app.on_partitions_revoked.connect
+    async def flush_before_the_group_goes_on(_app: Any, revoked: Any, **_: Any) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):  # whoever takes over reads the events again
+            await asyncio.wait_for(flusher.flush(), REVOKED_SECONDS)
+
     app.finalize()
     await app.start()
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    tasks = [asyncio.create_task(owner.run_flushes()), asyncio.create_task(owner.run_sink()), asyncio.create_task(_crashed(app))]
+    tasks = [asyncio.create_task(work) for work in (flusher.run(), feeder.run(), _crashed(app))]
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stopping}:
         end_process(f"the worker ends: {task.exception()!r}", task.exception())
     log.info("stopping: last flush")
     try:
-        await asyncio.wait_for(_stop(app, owner, tasks), STOP_SECONDS)
+        await asyncio.wait_for(_stop(app, tasks, flusher, feeder, options.stop_sink_seconds), STOP_SECONDS)
     except Exception as error:
         end_process(f"the orderly end failed: {error!r}", error)
+    if feeder.gave_up:
+        logging.shutdown()
+        os._exit(0)  # Python would wait for the insert's thread
     return 0
+
+
+async def _meet_kafka(options: WorkerOptions) -> None:
+    """Until Kafka answers. Raises TopicsError when topics are missing."""
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type((KafkaConnectionError, OSError)),
+        wait=wait_exponential_jitter(0.5, 10),
+        before_sleep=lambda _: log.warning("Kafka at %s can't be reached, trying again", options.bootstrap),
+    ):
+        with attempt:
+            admin = AIOKafkaAdminClient(bootstrap_servers=options.bootstrap, **options.security.aiokafka())
+            try:
+                await admin.start()
+                there = await admin.list_topics()
+            finally:
+                await admin.close()
+    names = options.topics
+    missing = {*names.sources, *names.rejected, names.changelog} - set(there)
+    if missing:
+        raise TopicsError(f"there is no topic {', '.join(sorted(missing))} at {options.bootstrap}: create them with `shopstream topics`")
 
 
 async def _crashed(app: faust.App) -> None:
@@ -182,12 +222,15 @@ async def _crashed(app: faust.App) -> None:
     raise RuntimeError(f"Faust crashed: {app.crash_reason!r}")
 
 
-async def _stop(app: faust.App, owner: Owner, tasks: list[asyncio.Task[None]]) -> None:
+async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, sink_seconds: float) -> None:
     app.consumer.stop_flow()
     app.flow_control.suspend()
     for task in tasks:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    await owner.close()
+    flusher.owner.hold()
+    await flusher.flush()
+    await feeder.close(sink_seconds)
+    await flusher.owner.close()
     await app.stop()

@@ -1,6 +1,7 @@
-"""The partitions a worker owns: takes them over from the changelog, flushes each in a transaction, feeds the sink.
+"""The partitions a worker owns: taken over in the background, held while the group rebalances, given up when another worker has them.
 
-`streaming.tables` calls `rebalance`, the agents call `offer`. Anything unexpected ends the process: a restart is exact, going on might not be.
+`streaming.tables` and the transport tell it of rebalances, the agents call `offer`. A partition whose transaction failed is dropped and taken over
+again from the changelog; anything unexpected ends the process: a restart is exact, going on might not be.
 """
 
 from __future__ import annotations
@@ -9,35 +10,26 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiokafka
-import numpy as np
+from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
+from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions
-from pipeline.partition import LARGEST_MESSAGE, BrakesOn, Flush, Options, Partition, Run, Topics
-from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
-from schemas.rows import Rows
+from pipeline.partition import BrakesOn, Options, Partition, Run, Topics
+from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, read_to_end, stop_producer
 
 log = logging.getLogger("shopstream.owner")
 
-RESTORE_SECONDS = 600
-TRANSACTION_SECONDS = 60
+TAKE_OVERS_AT_ONCE = 2  # a restore holds its changelog in memory
 
 
-@dataclass(frozen=True, slots=True)
-class FlushOptions:
-    """How often to flush; how long the sink may lag before consumption waits for it; when a caught-up topic holds no watermark back (0: never)."""
-
-    interval_seconds: float = 0.5
-    sink_lag_seconds: float = 60.0
-    idle_seconds: float = 60.0
-    commit_seconds: float = 5.0
+class EventsDeleted(Exception):
+    """Retention deleted events before they were read. Numbers would miss them, so the worker stops."""
 
 
 @dataclass(slots=True)
@@ -53,64 +45,116 @@ class Owner:
     """All partitions of one worker."""
 
     def __init__(
-        self, client: dict[str, Any], definitions: Definitions, topics: Topics, options: Options, flush: FlushOptions, warehouse: Warehouse
+        self, client: dict[str, Any], definitions: Definitions, topics: Topics, options: Options, accept_deleted: bool = False
     ) -> None:
         self.client = client  # aiokafka's bootstrap_servers and security arguments
         self.definitions = definitions
         self.topics = topics
         self.options = options
-        self.flush_options = flush
-        self.warehouse = warehouse
+        self.accept_deleted = accept_deleted
         self.owned: dict[int, Owned] = {}
+        self.wanted: set[int] = set()  # what the group has assigned to us
+        self.held = True  # while the group rebalances, nothing is read or flushed
         self.epochs: dict[TopicPartition, int] = {}
         self.starts: dict[TopicPartition, int] = {}  # where reading began after the last seek
-        self.thread: Any = None  # the transport's consumer thread, set once the app has started
-        self._sink = ThreadPoolExecutor(1, thread_name_prefix="sink")
-        self._sink_caught_up = asyncio.Event()
-        self._sink_caught_up.set()
-        self._cycle = asyncio.Lock()
-        self._committed_at = 0.0
+        self.recoveries: dict[int, Recovery] = {}
+        self.rebalances = 0
+        self.consumer: Any = None  # the transport's, once it has been made
+        self.sink_ready = asyncio.Event()  # cleared while consumption waits for the warehouse
+        self.sink_ready.set()
+        self.emptied: Callable[[int], Coroutine[Any, Any, None]] | None = None  # asked before a partition without changelog begins anew
+        self._takes: dict[int, asyncio.Task[None]] = {}
+        self._aside: set[asyncio.Task[Any]] = set()
+        self._out_of_range: set[tuple[TopicPartition, int]] = set()
+        self._turns = asyncio.Semaphore(TAKE_OVERS_AT_ONCE)
 
-    # --- rebalance -------------------------------------------------------------------------------------------------------
+    # --- rebalance: revoked → hold → (flush) → assigned → joined ----------------------------------------------------------
 
-    async def rebalance(self, assigned: Iterable[TopicPartition]) -> None:
-        """Drop what is not ours any more, take over what is new. Afterwards `positions` says where to read on."""
-        by_topic = {topic: {tp.partition for tp in assigned if tp.topic == topic} for topic in self.topics.sources}
+    def hold(self) -> None:
+        """The group rebalances: from this instant no run is applied, until `assigned`."""
+        self.held = True
+        for tp in self._source_partitions(self.owned):
+            self.epochs[tp] = self.epochs.get(tp, 0) + 1
+
+    def assigned(self, tps: Iterable[TopicPartition]) -> None:
+        """Give up what is not ours any more at once, take over what is new in the background. Raises RuntimeError when topics do not belong together."""
+        by_topic = {topic: {tp.partition for tp in tps if tp.topic == topic} for topic in self.topics.sources}
         wanted = by_topic[self.topics.clickstream]
         if any(numbers != wanted for numbers in by_topic.values()):
             raise RuntimeError(f"partitions of the topics do not belong together: {by_topic}. Check them with `shopstream topics`.")
+        self.rebalances += 1
+        self.wanted = wanted
+        self.held = False
+        for number in set(self._takes) - wanted:
+            self._takes.pop(number).cancel()
         for number in set(self.owned) - wanted:
-            await self._drop(number)
-        await asyncio.gather(*(self._take(number) for number in sorted(wanted - set(self.owned))))
+            self._give_up(number)
+        for number in sorted(wanted & set(self.owned)):
+            self._spawn(self._check_partitions(self.owned[number]))
+        for number in sorted(wanted - set(self.owned) - set(self._takes)):
+            self._begin_taking(number)
 
-    async def _drop(self, number: int) -> None:
+    def join_all(self) -> None:
+        """Read on with all that is owned; the rest joins once it has been taken over."""
+        for number in self.owned:
+            self._spawn(self._join(number))
+
+    def lost(self, number: int, error: BaseException) -> None:
+        """A transaction failed: what the changelog says is what counts. Drop the state; take over again if the group still says it is ours."""
+        log.warning("partition %d: its transaction failed (%r), the state is dropped and read again", number, error)
+        self._give_up(number)
+        if number in self.wanted and number not in self._takes:
+            self._begin_taking(number, again=True)
+
+    def _give_up(self, number: int) -> None:
         owned = self.owned.pop(number)
-        async with owned.lock:
-            await asyncio.wait_for(owned.producer.stop(), TRANSACTION_SECONDS)
+        if self.consumer is not None:
+            self.consumer.pause_partitions(self._source_partitions([number]))
+        self._spawn(stop_producer(owned.producer))
         log.info("partition %d: given up at %s", number, owned.partition.positions)
 
+    # --- taking over -----------------------------------------------------------------------------------------------------
+
+    def _begin_taking(self, number: int, again: bool = False) -> None:
+        self._takes[number] = task = asyncio.create_task(self._take_patiently(number, again))
+        task.add_done_callback(lambda done: self._taken(number, done))
+
+    def _taken(self, number: int, done: asyncio.Task[None]) -> None:
+        if self._takes.get(number) is done:
+            del self._takes[number]
+        self._check(done)
+
+    async def _take_patiently(self, number: int, again: bool) -> None:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=lambda state: self._told(number, state)
+        ):
+            with attempt:
+                if again:  # after a failed transaction another worker may be the owner: only a member of the group may fence
+                    await self.consumer.prove_membership()
+                async with self._turns:
+                    await self._take(number)
+        await self._join(number)
+
+    def _told(self, number: int, state: RetryCallState) -> None:
+        log.warning("partition %d: not taken over yet, trying again: %r", number, state.outcome and state.outcome.exception())
+
     async def _take(self, number: int) -> None:
-        started = time.monotonic()
-        producer = aiokafka.AIOKafkaProducer(
-            **self.client,
-            transactional_id=f"{self.topics.app_id}-{number}",
-            transaction_timeout_ms=TRANSACTION_SECONDS * 1000,
-            max_request_size=LARGEST_MESSAGE,
-            max_batch_size=1 << 20,
-            acks="all",
-        )
-        await asyncio.wait_for(producer.start(), TRANSACTION_SECONDS)  # fences the former owner, so the changelog's end is the end
-        partitions = await self._count_partitions(producer)
-        partition = Partition(number, partitions, self.definitions, self.topics, self.options)
-        records = await asyncio.wait_for(self._read_changelog(number), RESTORE_SECONDS)
-        partition.restore(records)
+        self.recoveries[number] = recovery = Recovery()
+        producer = await fence(self.client, f"{self.topics.app_id}-{number}")  # so the changelog's end is the end
+        try:
+            partition = Partition(number, await self._count_partitions(producer), self.definitions, self.topics, self.options)
+            records = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery)
+            if records:
+                await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
+            elif self.emptied is not None:
+                await self.emptied(number)
+        except BaseException:
+            self._spawn(stop_producer(producer))
+            raise
         self.owned[number] = Owned(partition, producer)
+        recovery.seconds = time.monotonic() - recovery.started
         log.info(
-            "partition %d: taken over at %s, %d changelog records, %.2f s",
-            number,
-            partition.positions,
-            len(records),
-            time.monotonic() - started,
+            "partition %d: taken over at %s, %d changelog records, %.2f s", number, partition.positions, len(records), recovery.seconds
         )
 
     async def _count_partitions(self, producer: Any) -> int:
@@ -122,44 +166,67 @@ class Owner:
             )
         return counts[self.topics.clickstream]
 
-    async def _read_changelog(self, number: int) -> list[tuple[bytes | None, bytes | None]]:
-        tp = TopicPartition(self.topics.changelog, number)
-        consumer = aiokafka.AIOKafkaConsumer(
-            **self.client,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            max_partition_fetch_bytes=16 << 20,
-        )
-        await consumer.start()
-        try:
-            consumer.assign([tp])
-            end = (await consumer.end_offsets([tp]))[tp]
-            await consumer.seek_to_beginning(tp)
-            records: list[tuple[bytes | None, bytes | None]] = []
-            while await consumer.position(tp) < end:
-                for found in (await consumer.getmany(tp, timeout_ms=1000)).values():
-                    records.extend((record.key, record.value) for record in found)
-            return records
-        finally:
-            await consumer.stop()
+    async def _check_partitions(self, owned: Owned) -> None:
+        count = await self._count_partitions(owned.producer)
+        if count != owned.partition.partitions:
+            raise ChangelogError(
+                f"the topics have {count} partitions now, the state was made with {owned.partition.partitions}: users have moved between "
+                "partitions. Go back to the old number, or rebuild under another app id, into another database."
+            )
 
-    def new_epoch(self, tps: Iterable[TopicPartition]) -> tuple[dict[TopicPartition, int | None], dict[TopicPartition, int]]:
+    # --- reading ---------------------------------------------------------------------------------------------------------
+
+    async def _join(self, number: int) -> None:
+        """Seek to the position and let the runs come."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=lambda state: self._told(number, state)
+        ):
+            with attempt:
+                owned = self.owned.get(number)
+                if owned is None or self.held or self.consumer is None:
+                    return  # the rebalance that holds us ends in another join
+                positions, epochs = self._new_epoch(owned.partition)
+                started, deleted = await self.consumer.read_from(positions, epochs)
+        assert owned is not None
+        self.starts.update(started)
+        self.consumer.pause_partitions(TopicPartition(topic, number) for topic in owned.braked)
+        for tp, (position, first) in deleted.items():
+            self._skip(owned.partition, tp, position, first)
+
+    def _new_epoch(self, partition: Partition) -> tuple[dict[TopicPartition, int | None], dict[TopicPartition, int]]:
         """Where to read on (None: from the beginning), and the epoch of the runs read from there.
 
         From this instant runs of older epochs are dropped: the positions would be wrong if one were still applied before the seek.
         """
-        ours = [tp for tp in tps if tp.partition in self.owned]
-        for tp in ours:
+        tps = self._source_partitions([partition.number])
+        for tp in tps:
             self.epochs[tp] = self.epochs.get(tp, 0) + 1
-        positions = {tp: self.owned[tp.partition].partition.positions.get(tp.topic) for tp in ours}
-        return positions, {tp: self.epochs[tp] for tp in ours}
+        return {tp: partition.positions.get(tp.topic) for tp in tps}, {tp: self.epochs[tp] for tp in tps}
 
-    # --- intake ----------------------------------------------------------------------------------------------------------
+    def _skip(self, partition: Partition, tp: TopicPartition, position: int, first: int) -> None:
+        told = f"{tp.topic}[{tp.partition}]: the events at offsets {position} to {first - 1} were deleted by the topic's retention before they were read"
+        if not self.accept_deleted:
+            raise EventsDeleted(
+                f"{told}. Raise retention.ms; to go on without these events set SHOPSTREAM_ACCEPT_DELETED_EVENTS=true for one start."
+            )
+        log.error("%s; going on without them, as SHOPSTREAM_ACCEPT_DELETED_EVENTS says", told)
+        partition.skip(tp.topic, first)
+        self._spawn(self._join(partition.number))
+
+    def out_of_range(self, tp: TopicPartition, offset: int) -> None:
+        """Kafka has no record at our offset. Deleted before we read it, or the topic is another one now."""
+        if (tp, offset) in self._out_of_range:
+            end_process(f"{tp.topic}[{tp.partition}] ends before offset {offset}, up to which it was read: it was deleted and created again, or a broker "
+                        "lost its end. Bring it back, or rebuild under another app id, into another database.")  # fmt: skip
+        self._out_of_range.add((tp, offset))
+        self._spawn(self._join(tp.partition))
+
+    def _source_partitions(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(topic, number) for number in numbers for topic in self.topics.sources]
 
     async def offer(self, run: Run) -> None:
         """Apply a run that is in place; drop one fetched before the last seek, which reads it again."""
-        await self._sink_caught_up.wait()
+        await self.sink_ready.wait()
         owned = self.owned.get(run.partition)
         if owned is None or run.topic in owned.braked or run.epoch != self.epochs.get(TopicPartition(run.topic, run.partition)):
             return
@@ -167,124 +234,41 @@ class Owner:
             owned.partition.offer(run)
         except BrakesOn as stop:
             owned.braked.add(run.topic)
+            self.consumer.pause_partitions([TopicPartition(run.topic, run.partition)])
             log.error("consumption of %s[%d] stopped: %s", run.topic, run.partition, stop)
         owned.last_run[run.topic] = time.monotonic()
 
-    # --- flush -----------------------------------------------------------------------------------------------------------
+    # --- the rest --------------------------------------------------------------------------------------------------------
 
-    async def run_flushes(self) -> None:
-        """For ever: a transaction a partition every interval."""
-        while True:
-            await asyncio.sleep(self.flush_options.interval_seconds)
-            await self.flush()
-
-    async def flush(self) -> None:
-        async with self._cycle:
-            await self._look_at_ends()
-            await asyncio.gather(*(self._flush(owned) for owned in list(self.owned.values())))
-            if time.monotonic() - self._committed_at > self.flush_options.commit_seconds:
-                self._committed_at = time.monotonic()
-                await self._tell_group()
-
-    async def _flush(self, owned: Owned) -> None:
-        async with owned.lock:
-            if self.owned.get(owned.partition.number) is not owned:
-                return
-            flush = owned.partition.snapshot()
-            if flush is None:
-                return
-            await asyncio.wait_for(self._transaction(owned.producer, flush), TRANSACTION_SECONDS)
-            owned.partition.committed(flush)
-
-    async def _transaction(self, producer: Any, flush: Flush) -> None:
-        await producer.begin_transaction()
-        sent = [await producer.send(r.topic, r.value, r.key, r.partition, headers=r.headers) for r in flush.records]
-        await asyncio.gather(*sent)
-        await producer.commit_transaction()
-
-    async def _look_at_ends(self) -> None:
-        """Offsets without records (transaction markers) and idle topics: what only the consumer can see."""
-        if self.thread is None:
-            return
-        tps = [TopicPartition(topic, number) for number in self.owned for topic in self.topics.sources]
-        now = time.monotonic()
-        for tp, (position, end) in (await self.thread.ends(tps)).items():
-            owned = self.owned.get(tp.partition)
-            if owned is None or end < 0 or position < end:
-                continue
-            applied = owned.partition.positions.get(tp.topic, -1)
-            everything_applied = self.thread.begins.get(tp) == (self.starts.get(tp) if applied < 0 else applied)
-            if everything_applied:
-                owned.partition.advance(tp.topic, position)
-            quiet = now - owned.last_run.setdefault(tp.topic, now)
-            if 0 < self.flush_options.idle_seconds < quiet:
-                owned.partition.idle.add(tp.topic)
-            else:
-                owned.partition.idle.discard(tp.topic)
-
-    async def _tell_group(self) -> None:
-        positions = {TopicPartition(t, n): o for n, owned in self.owned.items() for t, o in owned.partition.positions.items()}
-        try:
-            await asyncio.wait_for(self.thread.commit_positions(positions), 5)
-        except Exception as error:  # for displays only
-            log.debug("the group's offsets were not updated: %s", error)
-
-    # --- sink ------------------------------------------------------------------------------------------------------------
-
-    async def run_sink(self) -> None:
-        """For ever: what was committed goes to the warehouse, with patience while it is away."""
-        while True:
-            await asyncio.sleep(self.flush_options.interval_seconds / 2)
-            await self.sink()
-
-    async def sink(self) -> None:
-        """One insert a table for all partitions that have something new."""
-        waiting = [(owned.partition, *rows) for owned in self.owned.values() if (rows := owned.partition.sink_rows())]
-        if not waiting:
-            return
-        together = merged([one for _, _, one in waiting])
-        started = time.monotonic()
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(SinkUnavailable),
-            wait=wait_exponential_jitter(0.2, 15),
-            before_sleep=lambda state: self._sink_away(started, state),
-        ):
-            with attempt:
-                await asyncio.get_running_loop().run_in_executor(self._sink, self.warehouse.insert, together)
-        self._sink_caught_up.set()
-        for partition, n, _ in waiting:
-            partition.sunk(n)
-
-    def _sink_away(self, started: float, state: Any) -> None:
-        away = time.monotonic() - started
-        log.warning("the warehouse does not take rows (%.0f s): %s", away, state.outcome.exception())
-        if away > self.flush_options.sink_lag_seconds and self._sink_caught_up.is_set():
-            log.warning("consumption waits for the warehouse")
-            self._sink_caught_up.clear()
+    def forget_before(self, number: int, offset: int) -> None:
+        """A committed snapshot begins at `offset` of the changelog: what is before it can go."""
+        self._spawn(delete_before(self.client, TopicPartition(self.topics.changelog, number), offset))
 
     async def close(self) -> None:
-        """A last flush, the sink brought up to date, producers stopped."""
-        await self.flush()
-        await self.sink()
+        """Stop the producers and what runs in the background."""
+        self.held = True
+        for task in self._takes.values():
+            task.cancel()
         for number in list(self.owned):
-            await self._drop(number)
-        self._sink.shutdown()
+            self._give_up(number)
+        await asyncio.gather(*self._aside, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+        task.add_done_callback(self._check)
+
+    def _check(self, done: asyncio.Task[Any]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            end_process(f"the worker ends: {error}", error)
 
 
-def merged(parts: list[Rows]) -> Rows:
-    """Rows of several partitions as one insert a table."""
-    tables: Rows = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        chosen = [part[name] for part in parts if name in part]
-        tables[name] = {
-            c: np.concatenate([np.asarray(p[c]) for p in chosen]) if _numeric(chosen[0][c]) else [v for p in chosen for v in p[c]]
-            for c in chosen[0]
-        }
-    return tables
-
-
-def _numeric(column: Any) -> bool:
-    return isinstance(column, np.ndarray) and column.dtype.kind in "iuf"
+def _passes(error: BaseException) -> bool:
+    """Whether it is worth trying again: Kafka is away, or the group has not settled."""
+    if isinstance(error, KafkaError):
+        return not type(error).__name__.endswith("AuthorizationFailedError")
+    return isinstance(error, (asyncio.TimeoutError, OSError))
 
 
 def end_process(message: str, error: BaseException | None = None) -> None:

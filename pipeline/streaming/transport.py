@@ -12,6 +12,7 @@ from typing import Any
 
 import aiokafka
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError, RebalanceInProgressError
 from aiokafka.structs import TopicPartition
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
@@ -40,7 +41,7 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
             client_id=conf.broker_client_id,
             partition_assignment_strategy=[RangePartitionAssignor],
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",  # to jump over deleted events would lose them silently
             isolation_level="read_committed",
             max_poll_records=None,
             fetch_max_wait_ms=FETCH_WAIT_MS,
@@ -56,27 +57,43 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def seek_runs(
         self, positions: Mapping[TopicPartition, int | None], epochs: Mapping[TopicPartition, int]
-    ) -> dict[TopicPartition, int]:
-        """Read on from these offsets (None: from the beginning), in these epochs; what was fetched before belongs to an older one."""
-        return await self.call_thread(self._seek_runs, positions, dict(epochs))  # type: ignore[no-any-return]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, tuple[int, int]]]:
+        """Read on from these offsets (None: from the beginning), in these epochs; what was fetched before belongs to an older one.
+
+        Returns where each begins, and (position, first offset there is) of those whose events were deleted: these were not sought.
+        """
+        return await self.call_thread(self._seek_runs, dict(positions), dict(epochs))  # type: ignore[no-any-return]
 
     async def _seek_runs(
-        self, positions: Mapping[TopicPartition, int | None], epochs: dict[TopicPartition, int]
-    ) -> dict[TopicPartition, int]:
+        self, positions: dict[TopicPartition, int | None], epochs: dict[TopicPartition, int]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, tuple[int, int]]]:
         consumer = self._ensure_consumer()
-        unknown = [tp for tp, offset in positions.items() if offset is None]
-        first = await consumer.beginning_offsets(unknown) if unknown else {}
+        first = await consumer.beginning_offsets(list(positions))
+        started, deleted = {}, {}
         for tp, offset in positions.items():
-            start = first[tp] if offset is None else offset
-            consumer.seek(tp, start)
-            self.begins[tp] = start
+            if tp not in consumer.assignment() or epochs[tp] < self.epochs.get(tp, 0):
+                continue  # a rebalance or another seek came in between
+            if offset is not None and offset < first[tp]:
+                deleted[tp] = (offset, first[tp])
+                continue
+            started[tp] = first[tp] if offset is None else offset
+            consumer.seek(tp, started[tp])
+            self.begins[tp] = started[tp]
             self.epochs[tp] = epochs[tp]
-        return {tp: self.begins[tp] for tp in positions}
+        return started, deleted
 
     async def _fetch_records(
         self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None
     ) -> Any:
-        records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        try:
+            records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        except NoOffsetForPartitionError:
+            return {}  # assigned, not yet sought: the owner says where to read
+        except OffsetOutOfRangeError as error:
+            for tp, offset in error.args[0].items():
+                if self.begins.get(tp) == offset:
+                    self.app.loop.call_soon_threadsafe(self.app.tables.owner.out_of_range, tp, offset)
+            return {}
         runs = {}
         for tp, found in records.items():
             begin = self.begins.get(tp)
@@ -87,23 +104,35 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
             runs[tp] = [Run(tp.topic, tp.partition, found, next_offset, begin, self.epochs[tp])]
         return runs
 
-    async def ends(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
-        """Per partition (the consumer's position, the last stable offset it knows of; -1 when it does not)."""
+    async def ends(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int, int]]:
+        """Per partition (the consumer's position, the last stable offset it knows of, where the next run begins); -1 when it does not know."""
         return await self.call_thread(self._ends, list(tps))  # type: ignore[no-any-return]
 
-    async def _ends(self, tps: list[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+    async def _ends(self, tps: list[TopicPartition]) -> dict[TopicPartition, tuple[int, int, int]]:
         consumer = self._ensure_consumer()
         assignment = consumer._subscription.subscription.assignment if consumer._subscription.subscription else None
         found = {}
         for tp in tps:
             if assignment is not None and tp in assignment.tps and assignment.state_value(tp).has_valid_position:
                 state = assignment.state_value(tp)
-                found[tp] = (state.position, state.lso if state.lso is not None else -1)
+                found[tp] = (state.position, state.lso if state.lso is not None else -1, self.begins.get(tp, -1))
         return found
 
     async def commit_positions(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Tell the group, for lag displays only."""
-        await self.call_thread(self._ensure_consumer().commit, dict(positions))
+        """Tell the group; it takes it only from a member of its current generation."""
+        await self.call_thread(self._commit_positions, dict(positions))
+
+    async def _commit_positions(self, positions: dict[TopicPartition, int]) -> None:
+        consumer = self._ensure_consumer()
+        await consumer.commit({tp: offset for tp, offset in positions.items() if tp in consumer.assignment()})
+
+    async def heartbeat(self) -> bool:
+        """Whether the group knows us, asked now."""
+        return await self.call_thread(self._heartbeat)  # type: ignore[no-any-return]
+
+    async def _heartbeat(self) -> bool:
+        coordinator = self._ensure_consumer()._coordinator
+        return not coordinator._rejoin_needed_fut.done() and await coordinator._do_heartbeat() and not coordinator._rejoin_needed_fut.done()
 
 
 class RunConsumer(driver.Consumer):
@@ -133,12 +162,33 @@ class RunConsumer(driver.Consumer):
         )  # fmt: skip
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Where the owner of the partitions wants to read on, instead of the group's committed offsets."""
-        assigned = {TopicPartition(tp.topic, tp.partition) for tp in self.assignment()}
-        positions, epochs = self.app.tables.owner.new_epoch(assigned)
-        started = await asyncio.wait_for(self._thread.seek_runs(positions, epochs), self.app.conf.broker_request_timeout)
-        self.app.tables.owner.starts.update(started)
-        return {ensure_TP(tp): offset for tp, offset in started.items()}
+        """Faust is about to resume: all partitions wait until the owner has said where to read, instead of the group's committed offsets."""
+        self.pause_partitions(self.assignment())
+        self.app.tables.owner.join_all()
+        return {}
+
+    async def read_from(
+        self, positions: Mapping[TopicPartition, int | None], epochs: Mapping[TopicPartition, int]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, tuple[int, int]]]:
+        """Seek and let the runs come, see `RunConsumerThread.seek_runs`. Raises asyncio.TimeoutError and KafkaError while Kafka is away."""
+        started, deleted = await asyncio.wait_for(self._thread.seek_runs(positions, epochs), self.app.conf.broker_request_timeout)
+        for tp in started:
+            self._read_offset[ensure_TP(tp)] = None  # Faust drops what is below it
+        self.resume_partitions({ensure_TP(tp) for tp in started})
+        return started, deleted
+
+    async def ends(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int, int]]:
+        """See `RunConsumerThread.ends`."""
+        return await self._thread.ends(tps)
+
+    async def commit_positions(self, positions: Mapping[TopicPartition, int]) -> None:
+        """See `RunConsumerThread.commit_positions`."""
+        await self._thread.commit_positions(positions)
+
+    async def prove_membership(self) -> None:
+        """Raises RebalanceInProgressError when the group does not count us as a member of its current generation."""
+        if not await asyncio.wait_for(self._thread.heartbeat(), self.app.conf.broker_request_timeout):
+            raise RebalanceInProgressError("not a member of the group's current generation")
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
         return True

@@ -1,0 +1,130 @@
+"""The doors to one partition's changelog: the fenced producer that writes it, reading it to its end, deleting what a snapshot made unnecessary.
+
+`streaming.owner` opens the doors; what the records say is `pipeline.changelog`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiokafka
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+
+from pipeline.changelog import ChangelogError
+from pipeline.partition import LARGEST_MESSAGE, OutRecord
+from pipeline.streaming.faults import reach
+
+log = logging.getLogger("shopstream.changelog")
+
+TRANSACTION_SECONDS = 60
+STOP_SECONDS = 5
+STALL_SECONDS = 60
+Records = list[tuple[bytes | None, bytes | None]]
+
+
+@dataclass(slots=True)
+class Recovery:
+    """How far the restore of a partition is; offsets of its changelog."""
+
+    begin: int = 0
+    end: int = 0
+    position: int = 0
+    started: float = field(default_factory=time.monotonic)
+    seconds: float | None = None  # once it is done
+
+    @property
+    def ratio(self) -> float:
+        """Share read, 0 to 1."""
+        return 1.0 if self.position >= self.end else (self.position - self.begin) / (self.end - self.begin)
+
+
+async def fence(client: dict[str, Any], transactional_id: str) -> Any:
+    """A started transactional producer: from now on the former owner can't commit, and its open transaction is settled."""
+    producer = aiokafka.AIOKafkaProducer(
+        **client,
+        transactional_id=transactional_id,
+        transaction_timeout_ms=TRANSACTION_SECONDS * 1000,
+        max_request_size=LARGEST_MESSAGE,
+        max_batch_size=1 << 20,
+        acks="all",
+    )
+    try:
+        await asyncio.wait_for(producer.start(), TRANSACTION_SECONDS)
+    except BaseException:
+        await stop_producer(producer)
+        raise
+    return producer
+
+
+async def stop_producer(producer: Any) -> None:
+    """End a producer whatever state it is in: one that waits for a dead transaction is cut off."""
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(producer.stop(), STOP_SECONDS)
+        return
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(producer.client.close(), STOP_SECONDS)
+
+
+async def transact(producer: Any, records: Iterable[OutRecord], changelog: str) -> int | None:
+    """All records in one transaction; the offset of the first one in `changelog`, None when none goes there."""
+    await producer.begin_transaction()
+    sent = [(r.topic, await producer.send(r.topic, r.value, r.key, r.partition, headers=r.headers)) for r in records]
+    acknowledged = await asyncio.gather(*(future for _, future in sent))
+    await producer.commit_transaction()
+    return min((found.offset for (topic, _), found in zip(sent, acknowledged, strict=True) if topic == changelog), default=None)
+
+
+async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Recovery) -> Records:
+    """Committed records (key, value) of a changelog partition, by position: markers have offsets too. Raises ChangelogError when all of them were deleted."""
+    consumer = aiokafka.AIOKafkaConsumer(
+        **client,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",  # a snapshot committed meanwhile lets the records before it be deleted
+        max_partition_fetch_bytes=16 << 20,
+    )
+    try:
+        await consumer.start()
+        consumer.assign([tp])
+        recovery.end = (await consumer.end_offsets([tp]))[tp]
+        recovery.begin = recovery.position = (await consumer.beginning_offsets([tp]))[tp]
+        consumer.seek(tp, recovery.begin)
+        records: Records = []
+        moved = time.monotonic()
+        while recovery.position < recovery.end:
+            for found in (await consumer.getmany(tp, timeout_ms=1000)).values():
+                records.extend((record.key, record.value) for record in found)
+            before, recovery.position = recovery.position, await consumer.position(tp)
+            if recovery.position > before:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > STALL_SECONDS:
+                raise TimeoutError(f"{tp.topic}[{tp.partition}]: nothing read for {STALL_SECONDS} s, at {before} of {recovery.end}")
+    finally:
+        await consumer.stop()
+    reach("restore")
+    if recovery.end > 0 and not records and recovery.begin > 0:
+        raise ChangelogError(
+            f"{tp.topic}[{tp.partition}] held {recovery.end} records and all were deleted: the state is gone. "
+            "Rebuild under another app id, into another database."
+        )
+    return records
+
+
+async def delete_before(client: dict[str, Any], tp: TopicPartition, offset: int) -> None:
+    """Delete a changelog's records before a committed snapshot. A courtesy to the disk and to the next restore: a failure is only told."""
+    admin = AIOKafkaAdminClient(**client)
+    try:
+        await asyncio.wait_for(admin.start(), TRANSACTION_SECONDS)
+        await asyncio.wait_for(admin.delete_records({tp: RecordsToDelete(before_offset=offset)}), TRANSACTION_SECONDS)
+    except Exception as error:
+        log.warning("%s[%d]: the records before offset %d were not deleted: %r", tp.topic, tp.partition, offset, error)
+    finally:
+        with contextlib.suppress(Exception):
+            await admin.close()

@@ -1,0 +1,201 @@
+"""The two loops that take results out: a Kafka transaction a partition every interval, and one insert a warehouse table for what was committed.
+
+`streaming.app` runs them beside Faust; `Owner` has the partitions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from aiokafka.structs import TopicPartition
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from pipeline.changelog import ChangelogError
+from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
+from pipeline.streaming.changelog import TRANSACTION_SECONDS, transact
+from pipeline.streaming.faults import reach
+from pipeline.streaming.owner import Owned, Owner
+from schemas.rows import Rows
+
+log = logging.getLogger("shopstream.flushes")
+
+
+@dataclass(frozen=True, slots=True)
+class FlushOptions:
+    """How often to flush; how long the sink may lag before consumption waits for it; when a caught-up topic holds no watermark back (0: never)."""
+
+    interval_seconds: float = 0.5
+    sink_lag_seconds: float = 60.0
+    idle_seconds: float = 60.0
+    commit_seconds: float = 5.0
+
+
+class Flusher:
+    """Partitions → changelog. What fails costs the partition its state in memory, never an event: it is taken over again from the changelog."""
+
+    def __init__(self, owner: Owner, options: FlushOptions) -> None:
+        self.owner = owner
+        self.options = options
+        self._cycle = asyncio.Lock()
+        self._told_at = 0.0
+
+    async def run(self) -> None:
+        """For ever: a transaction a partition every interval, none while the group rebalances."""
+        while True:
+            await asyncio.sleep(self.options.interval_seconds)
+            if not self.owner.held:
+                await self._look_at_ends()
+                await self.flush()
+                await self._tell_group()
+
+    async def flush(self) -> None:
+        """What every partition has not flushed yet. After `Owner.hold` nothing is left to flush until the next assignment."""
+        async with self._cycle:
+            await asyncio.gather(*(self._flush(owned) for owned in list(self.owner.owned.values())))
+
+    async def _flush(self, owned: Owned) -> None:
+        number = owned.partition.number
+        async with owned.lock:
+            if self.owner.owned.get(number) is not owned:
+                return
+            flush = owned.partition.snapshot()
+            if flush is None:
+                return
+            reach("before_commit")
+            try:
+                first = await asyncio.wait_for(transact(owned.producer, flush.records, self.owner.topics.changelog), TRANSACTION_SECONDS)
+            except Exception as error:
+                if self.owner.owned.get(number) is owned:
+                    self.owner.lost(number, error)
+                return
+            reach("after_commit")
+            owned.partition.committed(flush)
+            if flush.snapshot and first:
+                self.owner.forget_before(number, first)
+
+    async def _look_at_ends(self) -> None:
+        """Offsets without records (transaction markers) and idle topics: what only the consumer can see."""
+        owner = self.owner
+        if owner.consumer is None:
+            return
+        tps = [TopicPartition(topic, number) for number in owner.owned for topic in owner.topics.sources]
+        now = time.monotonic()
+        for tp, (position, end, begin) in (await owner.consumer.ends(tps)).items():
+            owned = owner.owned.get(tp.partition)
+            if owned is None or owner.held or end < 0 or position < end:
+                continue
+            applied = owned.partition.positions.get(tp.topic, -1)
+            if begin == (owner.starts.get(tp) if applied < 0 else applied):  # everything fetched is applied
+                owned.partition.advance(tp.topic, position)
+            quiet = now - owned.last_run.setdefault(tp.topic, now)
+            if 0 < self.options.idle_seconds < quiet:
+                owned.partition.idle.add(tp.topic)
+            else:
+                owned.partition.idle.discard(tp.topic)
+
+    async def _tell_group(self) -> None:
+        """The group's offsets, for lag displays only."""
+        now = time.monotonic()
+        if now - self._told_at < self.options.commit_seconds:
+            return
+        self._told_at = now
+        positions = {TopicPartition(t, n): o for n, owned in self.owner.owned.items() for t, o in owned.partition.positions.items()}
+        try:
+            await asyncio.wait_for(self.owner.consumer.commit_positions(positions), 5)
+        except Exception as error:
+            log.debug("the group's offsets were not updated: %r", error)
+
+
+class Feeder:
+    """Committed flushes → warehouse, with patience while it is away; after a while consumption waits for it."""
+
+    def __init__(self, owner: Owner, warehouse: Warehouse, options: FlushOptions) -> None:
+        self.owner = owner
+        self.warehouse = warehouse
+        self.options = options
+        self.gave_up = False  # at the end: an insert may still hang in its thread
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await asyncio.sleep(self.options.interval_seconds / 2)
+            await self.feed()
+
+    async def feed(self) -> None:
+        """One insert a table for all partitions that have something new."""
+        waiting = [(owned.partition, *rows) for owned in self.owner.owned.values() if (rows := owned.partition.sink_rows())]
+        if not waiting:
+            return
+        together = merged([one for _, _, one in waiting])
+        started = time.monotonic()
+        reach("before_insert")
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(SinkUnavailable),
+            wait=wait_exponential_jitter(0.2, 15),
+            before_sleep=lambda state: self._away(started, state),
+        ):
+            with attempt:
+                await self._in_thread(self.warehouse.insert, together)
+        reach("after_insert")
+        self.owner.sink_ready.set()
+        for partition, n, _ in waiting:
+            partition.sunk(n)
+
+    async def nothing_known(self, number: int) -> None:
+        """Raises ChangelogError when the warehouse holds rows of a partition whose changelog is empty: versions from 1 on would lose against them."""
+        sql = 'SELECT max(version) FROM progress WHERE "partition" = %(number)s'
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(SinkUnavailable),
+            wait=wait_exponential_jitter(0.2, 15),
+            before_sleep=lambda state: log.warning("the warehouse can't be asked yet: %s", state.outcome and state.outcome.exception()),
+        ):
+            with attempt:
+                rows = await self._in_thread(self.warehouse.query, sql, {"number": number})
+        if rows and int(rows[0][0] or 0) > 0:
+            raise ChangelogError(
+                f"partition {number} has no changelog ({self.owner.topics.changelog} is empty there), but the warehouse holds its rows up to version "
+                f"{rows[0][0]}: the topic was deleted, or another app id wrote them. Name another database (a new one is filled from the "
+                "beginning of the topics), or bring the changelog back."
+            )
+
+    async def close(self, seconds: float) -> None:
+        """Bring the warehouse up to date within `seconds`; what it does not take goes out when the partitions are next taken over."""
+        try:
+            await asyncio.wait_for(self.feed(), seconds)
+        except (TimeoutError, SinkUnavailable):
+            self.gave_up = True
+            log.warning("the warehouse is away: rows that it has not acknowledged are sent after the next start")
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, call: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+    def _away(self, started: float, state: RetryCallState) -> None:
+        away = time.monotonic() - started
+        log.warning("the warehouse does not take rows (%.0f s): %s", away, state.outcome and state.outcome.exception())
+        if away > self.options.sink_lag_seconds and self.owner.sink_ready.is_set():
+            log.warning("consumption waits for the warehouse")
+            self.owner.sink_ready.clear()
+
+
+def merged(parts: list[Rows]) -> Rows:
+    """Rows of several partitions as one insert a table."""
+    tables: Rows = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        chosen = [part[name] for part in parts if name in part]
+        tables[name] = {
+            c: np.concatenate([np.asarray(p[c]) for p in chosen]) if _numeric(chosen[0][c]) else [v for p in chosen for v in p[c]]
+            for c in chosen[0]
+        }
+    return tables
+
+
+def _numeric(column: Any) -> bool:
+    return isinstance(column, np.ndarray) and column.dtype.kind in "iuf"

@@ -57,6 +57,7 @@ class EmbeddedKafka:
         self._temporary = folder is None
         self._quiet = quiet
         self._process: subprocess.Popen[bytes] | None = None
+        self._ports: list[int] = []
         self.bootstrap = ""
 
     def __enter__(self) -> EmbeddedKafka:
@@ -79,16 +80,20 @@ class EmbeddedKafka:
         java = [_java(), *JAVA_OPTIONS, "-cp", os.pathsep.join(map(str, kafka_jars(self._quiet)))]
         self.folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, START_ATTEMPTS + 1):
-            port, controller = _free_ports(2)
+            port, controller = self._ports or _free_ports(2)
             config = self._configure(port, controller)
             self._format(java, config)
             self._launch([*java, "kafka.Kafka", str(config)])
             if self._serves(port):
-                self.bootstrap = f"127.0.0.1:{port}"
+                self.bootstrap, self._ports = f"127.0.0.1:{port}", [port, controller]
                 return
             self._end()
             if attempt == START_ATTEMPTS or "already in use" not in _tail(self.log, 200):
                 raise EmbeddedKafkaError(f"Kafka did not start; the end of its log:\n{_tail(self.log)}\n{REMEDY}")
+
+    def kill(self) -> None:
+        """SIGKILL: what a crash does. `start` brings it back on the same ports, with its data."""
+        self._end()
 
     def stop(self) -> None:
         """Kill it (a log on loopback that is thrown away needs no orderly end) and remove its data when they are temporary."""

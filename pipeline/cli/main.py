@@ -91,7 +91,7 @@ def worker(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it is still starting it owns nothing
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    for noisy in ("faust", "mode", "aiokafka", "kafka", "numba"):
+    for noisy in ("faust", "mode", "aiokafka", "kafka", "numba", "pipeline.streaming"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     wanted = load_definitions(settings.definitions)
     opened = open_configured(settings)

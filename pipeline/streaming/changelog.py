@@ -75,10 +75,20 @@ async def stop_producer(producer: Any) -> None:
 async def transact(producer: Any, records: Iterable[OutRecord], changelog: str) -> int | None:
     """All records in one transaction; the offset of the first one in `changelog`, None when none goes there."""
     await producer.begin_transaction()
-    sent = [(r.topic, await producer.send(r.topic, r.value, r.key, r.partition, headers=r.headers)) for r in records]
+    sent = []
+    for r in records:
+        future = await producer.send(r.topic, r.value, r.key, r.partition, headers=r.headers)
+        future.add_done_callback(_noted)
+        sent.append((r.topic, future))
     acknowledged = await asyncio.gather(*(future for _, future in sent))
     await producer.commit_transaction()
     return min((found.offset for (topic, _), found in zip(sent, acknowledged, strict=True) if topic == changelog), default=None)
+
+
+def _noted(future: asyncio.Future[Any]) -> None:
+    """When the first of a transaction's sends fails, nobody waits for the others."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Recovery) -> Records:

@@ -1,0 +1,52 @@
+"""One Kafka, one ClickHouse server and one known day for all cases; each case gets a pipeline of its own on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from embedded.kafka import EmbeddedKafka
+from tests import clickhouse_server
+from tests.clickhouse_server import ClickHouseServer
+from tests.faults.rig import SEED, Day, Rig, make_day
+
+Build = Callable[..., Rig]
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[EmbeddedKafka]:
+    with EmbeddedKafka(quiet=True) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ClickHouseServer]:
+    clickhouse_server.require()
+    with ClickHouseServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def day() -> Day:
+    return make_day(SEED)
+
+
+@pytest.fixture
+def build(request: pytest.FixtureRequest, kafka: EmbeddedKafka, server: ClickHouseServer, day: Day, tmp_path: Path) -> Iterator[Build]:
+    """A pipeline named after the case; on the shared broker and server unless told otherwise."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:60]
+    built: list[Rig] = []
+
+    def make(bootstrap: str | None = None, clickhouse: ClickHouseServer | None = None, prepare: bool = True, **more: object) -> Rig:
+        rig = Rig(bootstrap or kafka.bootstrap, clickhouse or server, day, tmp_path, f"{name}-{len(built)}", **more)  # type: ignore[arg-type]
+        built.append(rig)
+        if prepare:
+            rig.prepare()
+        return rig
+
+    yield make
+    for rig in built:
+        rig.close()

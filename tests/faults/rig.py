@@ -1,0 +1,253 @@
+"""A pipeline on a real Kafka and a real ClickHouse server that a test may hurt: workers as processes, a known day of events, the truth about it.
+
+`Day` makes the events and asks the SQL oracle once; `Rig` is one pipeline of its own (app id, topics, database) for one case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+
+from generator import Faults, shop
+from pipeline.definitions_file import DEFAULT_FILE, loads
+from pipeline.files import Keyed
+from pipeline.partition import Topics
+from pipeline.replay import replay
+from pipeline.sinks.catalog import install
+from pipeline.sinks.embedded import EmbeddedWarehouse
+from pipeline.sinks.open import open_warehouse
+from pipeline.topics import ensure_topics
+from schemas.rejects import RejectedRecord
+from tests.clickhouse_server import ClickHouseServer
+from tests.integration.test_against_sql import reported, same
+from tests.oracle.sql import Oracle
+
+SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
+PARTITIONS = 4
+SESSION_SECONDS = 6
+SETTLE_SECONDS = 120.0
+LATEST_MS = 20 * 3_600_000
+DEFINITIONS = DEFAULT_FILE.read_text().replace('windows = ["1m", "1h", "1d"]', 'windows = ["1h", "1d"]')
+"""The bundled ones without minutes: half a million rows a case would test the patience only."""
+
+
+@dataclass(frozen=True)
+class Day:
+    """Two weeks of a shop in two minutes: out of order, 5% twice, 0.2% bad; and what every report must say about it."""
+
+    messages: list[Keyed]
+    good: int
+    bad: Counter[bytes]
+    truth: tuple[dict[Any, Any], ...]
+
+    @property
+    def copies(self) -> int:
+        return len(self.messages) - self.good - self.bad.total()
+
+
+def make_day(seed: int, users: int = 8000) -> Day:
+    """About 27 messages a user."""
+    known: dict[bytes, Keyed] = {}
+    bad: Counter[bytes] = Counter()
+    messages = []
+    for m in shop(seed, users, 14, faults=Faults(late=0.05, duplicated=0.05, bad=0.002, latest_ms=LATEST_MS)):
+        keyed = Keyed(m.topic, m.key.decode(), m.value)
+        messages.append(keyed)
+        if is_good(m.value):
+            known[m.value] = keyed
+        else:
+            bad[m.value] += 1
+    warehouse = EmbeddedWarehouse("")
+    try:
+        oracle = Oracle(warehouse.query, loads(DEFINITIONS), [(m.topic, m.value) for m in known.values()])
+        truth = (oracle.funnels(), oracle.retentions(), oracle.kpis())
+    finally:
+        warehouse.close()
+    return Day(messages, len(known), bad, truth)
+
+
+def is_good(value: bytes) -> bool:
+    """What the generator has spoiled is cut off, lacks a field, has a wrong type, or a ts below zero."""
+    try:
+        body = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(body.get("event_id"), str) and isinstance(body.get("user_id"), str) and body.get("ts", -1) > 0
+
+
+@dataclass
+class Rig:
+    """One pipeline. `start` and `produce` as often as the case likes, then `settle` and `check`."""
+
+    bootstrap: str
+    server: ClickHouseServer
+    day: Day
+    folder: Path
+    name: str
+    settings: dict[str, str] = field(default_factory=dict)
+    replication: int = 1
+    warehouse_url: str = ""
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    produced: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(f"{SEED} {self.name}")
+        self.topics = Topics(f"{self.name}.clickstream", f"{self.name}.orders", self.name)
+        self.url = self.server.url(self.name.replace("-", "_"), user="default")
+        self.warehouse = open_warehouse(self.url, self.server.password)
+        self._producers: list[threading.Thread] = []
+        print(f"SHOPSTREAM_TEST_SEED={SEED} {self.name}")
+
+    @property
+    def definitions_file(self) -> Path:
+        path = self.folder / "shopstream.toml"
+        path.write_text(DEFINITIONS)
+        return path
+
+    def prepare(self) -> None:
+        """Topics and warehouse."""
+        ensure_topics({"bootstrap_servers": [self.bootstrap]}, self.topics, PARTITIONS, self.replication, min(2, self.replication))
+        self.warehouse.migrate()
+        install(self.warehouse, loads(DEFINITIONS), 1)
+
+    @property
+    def log(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("worker-*.log")))
+
+    def start(self, **settings: str) -> subprocess.Popen[bytes]:
+        """One more worker process."""
+        environment = os.environ | {
+            "SHOPSTREAM_BROKER": self.bootstrap,
+            "SHOPSTREAM_APP_ID": self.topics.app_id,
+            "SHOPSTREAM_CLICKSTREAM_TOPIC": self.topics.clickstream,
+            "SHOPSTREAM_ORDERS_TOPIC": self.topics.orders,
+            "SHOPSTREAM_WAREHOUSE": self.warehouse_url or self.url,
+            "SHOPSTREAM_WAREHOUSE_PASSWORD": self.server.password,
+            "SHOPSTREAM_DEFINITIONS": str(self.definitions_file),
+            "SHOPSTREAM_IDLE_SECONDS": "0",
+            "SHOPSTREAM_SESSION_SECONDS": str(SESSION_SECONDS),
+            **self.settings,
+            **settings,
+        }
+        with (self.folder / f"worker-{len(self.workers):02d}.log").open("ab") as log:
+            worker = subprocess.Popen([sys.executable, "-m", "pipeline.cli.main", "worker"], env=environment, stdout=log, stderr=log)
+        self.workers.append(worker)
+        return worker
+
+    def produce(self, share: float) -> None:
+        """Send the next messages, up to this share of the day."""
+        upto = round(share * len(self.day.messages))
+        part, self.produced = self.day.messages[self.produced : upto], upto
+        targets = {"clickstream": self.topics.clickstream, "orders": self.topics.orders}
+        asyncio.run(replay({"bootstrap_servers": self.bootstrap}, part, targets, PARTITIONS, lambda *_: None))
+
+    def produce_aside(self, share: float) -> None:
+        """The same in the background; `settle` waits for it."""
+        thread = threading.Thread(target=self.produce, args=(share,))
+        thread.start()
+        self._producers.append(thread)
+
+    def until(self, done: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait for it. Fails with the workers' logs."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{what}: not within {seconds:.0f} s (SHOPSTREAM_TEST_SEED={SEED})\n{self.log[-6000:]}")
+            time.sleep(0.1)
+
+    def applied(self) -> int:
+        """Events that the warehouse has heard to be applied."""
+        rows = self.warehouse.query('SELECT topic, "partition", argMax(applied, version) FROM progress GROUP BY topic, "partition"')
+        return sum(int(n) for *_, n in rows)
+
+    def while_applying(self, least: int = 1) -> None:
+        """Until at least so many events more are applied, and then a random moment longer."""
+        target = self.applied() + least
+        self.until(lambda: self.applied() >= target, SETTLE_SECONDS, f"{target} events applied")
+        time.sleep(self.random.uniform(0, 1.0))
+
+    def wait_until_owned(self, worker: int, partitions: int = 1) -> None:
+        """Until a worker has said that it took over this many partitions."""
+        path = self.folder / f"worker-{worker:02d}.log"
+        self.until(lambda: path.read_text(errors="replace").count("taken over at") >= partitions, 60, f"worker {worker} owns {partitions}")
+
+    def settle(self, seconds: float = SETTLE_SECONDS) -> None:
+        """Until everything produced is in the warehouse."""
+        for thread in self._producers:
+            thread.join()
+        consumer = KafkaConsumer(bootstrap_servers=[self.bootstrap])
+        try:
+            wanted = [TopicPartition(topic, p) for topic in self.topics.sources for p in range(PARTITIONS)]
+
+            def done() -> bool:
+                ends = consumer.end_offsets(wanted)
+                rows = self.warehouse.query('SELECT topic, "partition", argMax(next_offset, version) FROM progress GROUP BY topic, "partition"')
+                reached = {(topic, int(p)): int(offset) for topic, p, offset in rows}
+                return all(reached.get((tp.topic, tp.partition), 0) >= end for tp, end in ends.items())
+
+            self.until(done, seconds, "everything applied")
+        finally:
+            consumer.close()
+
+    def check(self) -> None:
+        """Every number of every report, the accounts, the dead letters in the warehouse and in Kafka: all as the day has them."""
+        assert self.produced == len(self.day.messages)
+        for kind, found, wanted in zip(("funnel_report", "retention_report", "kpi_report"), reported(self.warehouse), self.day.truth, strict=True):
+            same(f"{kind} (SHOPSTREAM_TEST_SEED={SEED})", found, wanted)
+        columns = ("applied", "duplicates", "rejected", "too_late")
+        newest = ", ".join(f"argMax({c}, version) AS {c}_" for c in columns)
+        sums = self.warehouse.query(
+            f"SELECT {', '.join(f'sum({c}_)' for c in columns)} FROM (SELECT {newest} FROM progress GROUP BY topic, \"partition\")"
+        )
+        assert [int(n) for n in sums[0]] == [self.day.good, self.day.copies, self.day.bad.total(), 0]
+        rows = self.warehouse.query('SELECT topic, "partition", "offset", any(raw) FROM rejects GROUP BY topic, "partition", "offset"')
+        assert Counter(raw if isinstance(raw, bytes) else raw.encode() for *_, raw in rows) == self.day.bad
+        assert self.dead_letters() == self.day.bad
+
+    def dead_letters(self) -> Counter[bytes]:
+        """Raw bytes of what was committed to the dead-letter topics."""
+        consumer = KafkaConsumer(bootstrap_servers=[self.bootstrap], isolation_level="read_committed", auto_offset_reset="earliest")
+        try:
+            tps = [TopicPartition(topic, p) for topic in self.topics.rejected for p in range(PARTITIONS)]
+            consumer.assign(tps)
+            consumer.seek_to_beginning(*tps)
+            ends = consumer.end_offsets(tps)
+            found: Counter[bytes] = Counter()
+            while any(consumer.position(tp) < ends[tp] for tp in tps):
+                for records in consumer.poll(timeout_ms=500).values():
+                    found.update(msgspec.json.decode(record.value, type=RejectedRecord).raw for record in records)
+            return found
+        finally:
+            consumer.close()
+
+    def stop_workers(self) -> None:
+        """SIGTERM to all that live; each must end well."""
+        living = [worker for worker in self.workers if worker.poll() is None]
+        for worker in living:
+            worker.terminate()
+        for worker in living:
+            code = worker.wait(90)
+            assert code in (0, -signal.SIGTERM), f"a worker ended with {code}\n{self.log[-6000:]}"
+
+    def close(self) -> None:
+        for thread in self._producers:
+            thread.join()
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+        self.warehouse.close()

@@ -1,0 +1,138 @@
+"""Workers stopped, killed, frozen, joining and leaving while they apply: every number equals SQL over the raw events, every record is accounted for once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.faults.conftest import Build
+from tests.faults.rig import SESSION_SECONDS, Rig
+
+
+def finish(rig: Rig) -> None:
+    rig.settle()
+    rig.stop_workers()
+    rig.check()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_worker_ended_half_way_and_started_again(build: Build, how: signal.Signals) -> None:
+    rig = build()
+    worker = rig.start()
+    rig.produce_aside(0.6)
+    rig.while_applying()
+    worker.send_signal(how)
+    assert worker.wait(60) == (0 if how == signal.SIGTERM else -signal.SIGKILL), rig.log
+    rig.start()
+    rig.produce_aside(1)
+    finish(rig)
+
+
+def test_one_of_two_workers_is_killed_and_the_other_goes_on_alone(build: Build) -> None:
+    rig = build()
+    workers = [rig.start(), rig.start()]
+    rig.produce_aside(0.6)
+    rig.while_applying(20_000)
+    workers[rig.random.randrange(2)].kill()
+    rig.produce_aside(1)
+    finish(rig)
+
+
+def test_workers_are_killed_every_few_seconds(build: Build) -> None:
+    rig = build()
+    workers = [rig.start(), rig.start()]
+    for part in range(1, 5):
+        rig.produce_aside(part / 5)
+        rig.while_applying()
+        victim = rig.random.randrange(2)
+        workers[victim].kill()
+        workers[victim] = rig.start()
+    rig.produce_aside(1)
+    finish(rig)
+
+
+def test_frozen_worker_wakes_as_a_zombie_and_changes_nothing(build: Build) -> None:
+    rig = build()
+    frozen = rig.start()
+    rig.start()
+    rig.produce_aside(0.6)
+    rig.while_applying(20_000)
+    frozen.send_signal(signal.SIGSTOP)
+    rig.produce_aside(0.8)
+    rig.while_applying(1000)
+    time.sleep(SESSION_SECONDS + 2)
+    frozen.send_signal(signal.SIGCONT)
+    rig.produce_aside(1)
+    rig.settle()
+    assert frozen.poll() is None, "a zombie rejoins the group, it does not end\n" + rig.log
+    rig.stop_workers()
+    rig.check()
+
+
+def test_workers_join_and_leave(build: Build) -> None:
+    rig = build()
+    first = rig.start()
+    rig.produce_aside(0.3)
+    rig.while_applying()
+    second = rig.start()
+    rig.produce_aside(0.5)
+    rig.wait_until_owned(1)
+    third = rig.start()
+    rig.produce_aside(0.8)
+    rig.wait_until_owned(2)
+    for leaving in (first, second):
+        leaving.terminate()
+        assert leaving.wait(60) == 0, rig.log
+    rig.produce_aside(1)
+    rig.settle()
+    assert third.poll() is None, rig.log
+    rig.stop_workers()
+    rig.check()
+    assert "CRITICAL" not in rig.log
+
+
+def test_rolling_restart(build: Build) -> None:
+    rig = build()
+    workers = [rig.start(), rig.start()]
+    for i in range(2):
+        rig.produce_aside((i + 1) * 0.4)
+        rig.while_applying()
+        workers[i].terminate()
+        assert workers[i].wait(60) == 0, rig.log
+        workers.append(rig.start())
+        rig.wait_until_owned(len(workers) - 1)
+    rig.produce_aside(1)
+    finish(rig)
+    assert "CRITICAL" not in rig.log
+
+
+@pytest.mark.parametrize("point", ["before_commit", "after_commit", "before_insert", "after_insert"])
+def test_worker_kills_itself_at(build: Build, point: str) -> None:
+    rig = build()
+    worker = rig.start(SHOPSTREAM_FAULT=f"{point}:{rig.random.randint(1, 8)}")
+    rig.produce(0.7)
+    assert worker.wait(60) == -signal.SIGKILL, rig.log
+    rig.start()
+    rig.produce_aside(1)
+    finish(rig)
+
+
+def test_worker_kills_itself_during_restore(build: Build) -> None:
+    rig = build()
+    worker = rig.start()
+    rig.produce_aside(0.6)
+    rig.while_applying()
+    worker.kill()
+    for n in (1, 3):
+        worker = rig.start(SHOPSTREAM_FAULT=f"restore:{n}")
+        assert worker.wait(60) == -signal.SIGKILL, rig.log
+    rig.start()
+    rig.produce_aside(1)
+    finish(rig)
+
+
+def test_fault_points_are_off_without_the_variable() -> None:
+    assert "SHOPSTREAM_FAULT" not in os.environ

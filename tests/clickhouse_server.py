@@ -43,6 +43,7 @@ _CONFIG = """<?xml version="1.0"?>
     <max_concurrent_queries>100</max_concurrent_queries>
     <timezone>{time_zone}</timezone>
     <mlock_executable>false</mlock_executable>
+    {extra}
 </yandex>
 """
 
@@ -103,10 +104,10 @@ class ClickHouseServer:
     """A server that can be stopped and started again on the same port and data.
 
     `databases`: the ones its limited user `worker` may use (18.16 lets nobody create others with that user). Start it in the main thread:
-    the kernel ends it with the thread that started it.
+    the kernel ends it with the thread that started it. `extra`: XML for the configuration.
     """
 
-    def __init__(self, databases: tuple[str, ...] = ("shopstream",), time_zone: str = "UTC") -> None:
+    def __init__(self, databases: tuple[str, ...] = ("shopstream",), time_zone: str = "UTC", extra: str = "") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="shopstream-clickhouse-"))
         self.password = secrets.token_urlsafe(16)
         self.port = free_port()
@@ -114,7 +115,7 @@ class ClickHouseServer:
             (self.folder / name).mkdir()
         secret = f"<password_sha256_hex>{hashlib.sha256(self.password.encode()).hexdigest()}</password_sha256_hex>"
         allowed = "".join(f"<database>{name}</database>" for name in databases)
-        (self.folder / "config.xml").write_text(_CONFIG.format(folder=self.folder, port=self.port, time_zone=time_zone))
+        (self.folder / "config.xml").write_text(_CONFIG.format(folder=self.folder, port=self.port, time_zone=time_zone, extra=extra))
         (self.folder / "users.xml").write_text(_USERS.format(secret=secret, databases=allowed))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -185,5 +186,5 @@ class ClickHouseServer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
+        self.kill()  # an orderly end takes ten seconds
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -195,7 +195,9 @@ class Rig:
 
             def done() -> bool:
                 ends = consumer.end_offsets(wanted)
-                rows = self.warehouse.query('SELECT topic, "partition", argMax(next_offset, version) FROM progress GROUP BY topic, "partition"')
+                rows = self.warehouse.query(
+                    'SELECT topic, "partition", argMax(next_offset, version) FROM progress GROUP BY topic, "partition"'
+                )
                 reached = {(topic, int(p)): int(offset) for topic, p, offset in rows}
                 return all(reached.get((tp.topic, tp.partition), 0) >= end for tp, end in ends.items())
 
@@ -206,12 +208,14 @@ class Rig:
     def check(self) -> None:
         """Every number of every report, the accounts, the dead letters in the warehouse and in Kafka: all as the day has them."""
         assert self.produced == len(self.day.messages)
-        for kind, found, wanted in zip(("funnel_report", "retention_report", "kpi_report"), reported(self.warehouse), self.day.truth, strict=True):
+        for kind, found, wanted in zip(
+            ("funnel_report", "retention_report", "kpi_report"), reported(self.warehouse), self.day.truth, strict=True
+        ):
             same(f"{kind} (SHOPSTREAM_TEST_SEED={SEED})", found, wanted)
         columns = ("applied", "duplicates", "rejected", "too_late")
         newest = ", ".join(f"argMax({c}, version) AS {c}_" for c in columns)
         sums = self.warehouse.query(
-            f"SELECT {', '.join(f'sum({c}_)' for c in columns)} FROM (SELECT {newest} FROM progress GROUP BY topic, \"partition\")"
+            f'SELECT {", ".join(f"sum({c}_)" for c in columns)} FROM (SELECT {newest} FROM progress GROUP BY topic, "partition")'
         )
         assert [int(n) for n in sums[0]] == [self.day.good, self.day.copies, self.day.bad.total(), 0]
         rows = self.warehouse.query('SELECT topic, "partition", "offset", any(raw) FROM rejects GROUP BY topic, "partition", "offset"')

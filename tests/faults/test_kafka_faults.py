@@ -1,0 +1,170 @@
+"""Kafka away, killed, emptied or changed under the workers: they wait, go on exactly, or stop with a clear word. Never silent, never stuck."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+
+from embedded.kafka import EmbeddedKafka
+from pipeline.topics import ensure_topics
+from tests.faults.conftest import Build
+from tests.faults.rig import PARTITIONS, Rig
+
+
+@pytest.fixture
+def fragile() -> Iterator[EmbeddedKafka]:
+    """A broker of the case's own."""
+    with EmbeddedKafka(quiet=True) as broker:
+        yield broker
+
+
+def finish(rig: Rig) -> None:
+    rig.settle()
+    rig.stop_workers()
+    rig.check()
+
+
+def admin(rig: Rig) -> KafkaAdminClient:
+    return KafkaAdminClient(bootstrap_servers=[rig.bootstrap])
+
+
+def half_way_and_stopped(rig: Rig) -> None:
+    """60% produced, some of it applied, no worker running."""
+    worker = rig.start()
+    rig.produce(0.6)
+    rig.while_applying()
+    worker.terminate()
+    assert worker.wait(90) == 0, rig.log
+
+
+@pytest.mark.parametrize("seconds", [2, 20])
+def test_broker_killed_and_started_again(build: Build, fragile: EmbeddedKafka, seconds: int) -> None:
+    rig = build(bootstrap=fragile.bootstrap)
+    workers = [rig.start(), rig.start()]
+    rig.produce(0.6)
+    rig.while_applying()
+    fragile.kill()
+    time.sleep(seconds)
+    fragile.start()
+    rig.produce_aside(1)
+    rig.settle()
+    assert all(worker.poll() is None for worker in workers), rig.log
+    rig.stop_workers()
+    rig.check()
+
+
+def test_broker_is_not_there_yet(build: Build, fragile: EmbeddedKafka) -> None:
+    rig = build(bootstrap=fragile.bootstrap)
+    fragile.kill()
+    rig.start()
+    rig.until(lambda: "can't be reached, trying again" in rig.log, 60, "the worker says what it waits for")
+    fragile.start()
+    rig.produce(1)
+    finish(rig)
+
+
+def test_consumer_group_is_deleted(build: Build) -> None:
+    rig = build()
+    half_way_and_stopped(rig)
+    client = admin(rig)
+    rig.until(lambda: _deleted(client, rig.topics.app_id), 30, "the group is deleted")
+    client.close()
+    rig.start()
+    rig.produce_aside(1)
+    finish(rig)
+
+
+def _deleted(client: KafkaAdminClient, group: str) -> bool:
+    try:
+        client.delete_groups([group])
+    except Exception:
+        return False
+    return True
+
+
+def test_events_deleted_by_retention_before_they_were_read_stop_the_worker(build: Build) -> None:
+    rig = build()
+    half_way_and_stopped(rig)
+    rig.produce(0.9)
+    delete_all_records(rig, rig.topics.clickstream)
+    worker = rig.start()
+    assert worker.wait(60) == 1, rig.log
+    assert "were deleted by the topic's retention before they were read" in rig.log
+    assert "SHOPSTREAM_ACCEPT_DELETED_EVENTS" in rig.log
+    before = rig.applied()
+    rig.start(SHOPSTREAM_ACCEPT_DELETED_EVENTS="true")
+    rig.produce(1)
+    rig.settle()
+    rig.stop_workers()
+    assert rig.applied() > before, "it goes on with what is there"
+
+
+def delete_all_records(rig: Rig, topic: str) -> None:
+    consumer = KafkaConsumer(bootstrap_servers=[rig.bootstrap])
+    ends = consumer.end_offsets([TopicPartition(topic, p) for p in range(PARTITIONS)])
+    consumer.close()
+    client = admin(rig)
+    client.delete_records({tp: end for tp, end in ends.items() if end})
+    client.close()
+
+
+def test_emptied_changelog_stops_the_worker(build: Build) -> None:
+    rig = build()
+    half_way_and_stopped(rig)
+    delete_all_records(rig, rig.topics.changelog)
+    worker = rig.start()
+    assert worker.wait(60) == 1, rig.log
+    assert "the state is gone" in rig.log
+
+
+def test_deleted_changelog_stops_the_worker(build: Build) -> None:
+    rig = build()
+    half_way_and_stopped(rig)
+    client = admin(rig)
+    client.delete_topics([rig.topics.changelog])
+    rig.until(lambda: rig.topics.changelog not in client.list_topics(), 30, "the topic is deleted")
+    client.close()
+    worker = rig.start()
+    assert worker.wait(60) == 1, rig.log
+    assert f"there is no topic {rig.topics.changelog}" in rig.log
+    ensure_topics({"bootstrap_servers": [rig.bootstrap]}, rig.topics, PARTITIONS)
+    worker = rig.start()
+    assert worker.wait(60) == 1, rig.log
+    assert "has no changelog" in rig.log
+
+
+def test_added_partitions_stop_the_worker(build: Build) -> None:
+    rig = build()
+    running = rig.start()
+    rig.produce(0.5)
+    rig.while_applying()
+    client = admin(rig)
+    names = (*rig.topics.sources, *rig.topics.rejected, rig.topics.changelog)
+    client.create_partitions(dict.fromkeys(names, PARTITIONS + 1))
+    client.close()
+    running.terminate()
+    assert running.wait(90) in (0, 1), rig.log
+    worker = rig.start()
+    assert worker.wait(60) == 1, rig.log
+    assert "users have moved between partitions" in rig.log
+
+
+def test_dead_letter_topic_is_gone_and_comes_back(build: Build) -> None:
+    rig = build()
+    rig.start()
+    rig.produce(0.5)
+    rig.while_applying()
+    rig.settle()
+    kept = rig.dead_letters()
+    client = admin(rig)
+    client.delete_topics(list(rig.topics.rejected))
+    rig.until(lambda: not set(rig.topics.rejected) & set(client.list_topics()), 30, "the topics are deleted")
+    rig.produce(1)
+    rig.until(lambda: "its transaction failed" in rig.log, 100, "the worker says that it can't go on")
+    ensure_topics({"bootstrap_servers": [rig.bootstrap]}, rig.topics, PARTITIONS)
+    rig.settle()
+    rig.stop_workers()
+    assert rig.dead_letters() + kept == rig.day.bad

@@ -1,0 +1,132 @@
+"""The ClickHouse server away, killed, overloaded, deaf or wrong: the worker waits or stops, and no number is ever wrong afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests import clickhouse_server
+from tests.clickhouse_server import ClickHouseServer
+from tests.faults.conftest import Build
+from tests.faults.proxy import Proxy
+from tests.faults.rig import PARTITIONS, Rig
+
+FEW_PARTS = "<merge_tree><parts_to_delay_insert>5</parts_to_delay_insert><parts_to_throw_insert>6</parts_to_throw_insert></merge_tree>"
+
+
+@pytest.fixture
+def fragile() -> Iterator[ClickHouseServer]:
+    """A server of the case's own."""
+    clickhouse_server.require()
+    with ClickHouseServer(extra=FEW_PARTS) as running:
+        yield running
+
+
+def finish(rig: Rig) -> None:
+    rig.settle()
+    rig.stop_workers()
+    rig.check()
+
+
+def test_server_down_at_the_start_and_killed_in_the_middle(build: Build, fragile: ClickHouseServer) -> None:
+    rig = build(clickhouse=fragile, settings={"SHOPSTREAM_SINK_LAG_SECONDS": "1"})
+    fragile.stop()
+    rig.start()
+    rig.produce(0.3)
+    rig.until(lambda: "can't be reached" in rig.log, 60, "the worker says what it waits for")
+    fragile.start()
+    rig.produce_aside(0.6)
+    rig.while_applying()
+    fragile.kill()
+    rig.produce(0.8)
+    rig.until(lambda: "consumption waits for the warehouse" in rig.log, 60, "consumption waits")
+    fragile.start()
+    rig.produce_aside(1)
+    finish(rig)
+
+
+def test_replies_lost_after_the_insert_was_applied(build: Build, fragile: ClickHouseServer) -> None:
+    with Proxy(fragile.port) as proxy:
+        rig = build(clickhouse=fragile)
+        rig.warehouse_url = rig.url.replace(str(fragile.port), str(proxy.port))
+        rig.start()
+        for part in range(1, 5):
+            inserting = False
+
+            def data_of_an_insert(sent: bytes) -> bool:
+                nonlocal inserting
+                if b"INSERT INTO" in sent:
+                    inserting = True
+                    return False
+                return inserting
+
+            proxy.cut_reply_after = data_of_an_insert
+            rig.produce(part / 5)
+            rig.until(lambda part=part: proxy.cuts >= part, 60, f"reply {part} was cut")  # type: ignore[misc]
+        rig.produce(1)
+        finish(rig)
+    assert proxy.cuts == 4
+    assert "does not answer" in rig.log
+
+
+def test_worker_ended_while_the_server_is_away_loses_nothing(build: Build, fragile: ClickHouseServer) -> None:
+    rig = build(clickhouse=fragile)
+    worker = rig.start()
+    rig.produce_aside(0.6)
+    rig.while_applying()
+    fragile.kill()
+    time.sleep(1)
+    worker.terminate()
+    assert worker.wait(90) == 0, rig.log
+    assert "the warehouse is away" in rig.log
+    fragile.start()
+    rig.start()
+    rig.produce_aside(1)
+    finish(rig)
+
+
+def test_too_many_parts_slows_down_and_loses_nothing(build: Build, fragile: ClickHouseServer) -> None:
+    rig = build(clickhouse=fragile)
+    rig.warehouse.query("SYSTEM STOP MERGES")
+    rig.start()
+    applied = 0
+    for part in range(1, 9):
+        rig.produce(part / 10)
+        rig.until(lambda applied=applied: "Too many parts" in rig.log or rig.applied() > applied, 60, "more is applied")
+        applied = rig.applied()
+        if "Too many parts" in rig.log:
+            break
+    assert "Too many parts" in rig.log
+    rig.warehouse.query("SYSTEM START MERGES")
+    rig.produce(1)
+    finish(rig)
+
+
+def test_wrong_password_stops_at_once(build: Build, fragile: ClickHouseServer) -> None:
+    rig = build(clickhouse=fragile)
+    started = time.monotonic()
+    worker = rig.start(SHOPSTREAM_WAREHOUSE_PASSWORD="wrong")
+    assert worker.wait(60) == 1, rig.log
+    assert "password" in rig.log.lower()
+    assert "Traceback" not in rig.log
+    assert "trying again" not in rig.log
+    assert time.monotonic() - started < 60
+
+
+def test_column_of_another_type_stops_the_worker_and_skips_nothing(build: Build, fragile: ClickHouseServer) -> None:
+    rig = build(clickhouse=fragile)
+    worker = rig.start()
+    rig.produce_aside(0.6)
+    rig.while_applying()
+    rig.warehouse.query("RENAME TABLE rejects TO rejects_kept")
+    rig.warehouse.query("CREATE TABLE rejects (topic Array(UInt8), partition UInt32) ENGINE = Memory")
+    rig.produce(0.9)
+    assert worker.wait(60) == 1, rig.log
+    rig.warehouse.query("DROP TABLE rejects")
+    rig.warehouse.query("RENAME TABLE rejects_kept TO rejects")
+    rig.start()
+    rig.produce(1)
+    finish(rig)
+    assert len({row[0] for row in rig.warehouse.query('SELECT DISTINCT "partition" FROM progress')}) == PARTITIONS

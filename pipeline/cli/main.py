@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.cli import report
 from pipeline.cli.clients import Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
 from pipeline.definitions import Definitions
 from pipeline.settings import SettingsError, load_settings
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Exact real-time funnels, retention and KPIs for an online shop.",
 )
+app.add_typer(report.app, name="report")
 errors = Console(stderr=True)
 
 

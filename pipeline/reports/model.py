@@ -25,6 +25,7 @@ class FunnelStep:
     of_first: float | None
     of_previous: float | None
     median_ms: int | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +218,10 @@ def funnel_report(
     rows: Iterable[tuple[Any, ...]],
     times: Iterable[tuple[int, int, int]],
     names: Sequence[str],
+    optional: Sequence[bool],
     limit: int | None,
 ) -> FunnelReport:
-    """From (window_start, segment, step, users, final) of one funnel, (level, upper_ms, users) of its histogram, and the steps' names.
+    """From (window_start, segment, step, users, final) of one funnel, (level, upper_ms, users) of its histogram, the steps' names, and which may be left out.
 
     Only the newest `limit` entry windows count (None: all); `times` must be of the same windows.
     """
@@ -239,7 +241,13 @@ def funnel_report(
     medians = _medians(times)
     steps = tuple(
         FunnelStep(
-            i + 1, names[i], totals[i], ratio(totals[i], totals[0]), ratio(totals[i], totals[i - 1]) if i else None, medians.get(i + 1)
+            number=i + 1,
+            name=names[i],
+            users=totals[i],
+            of_first=ratio(totals[i], totals[0]),
+            of_previous=ratio(totals[i], totals[i - 1]) if i else None,
+            median_ms=medians.get(i + 1),
+            optional=optional[i],
         )
         for i in range(len(names))
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import pairwise
@@ -48,6 +48,16 @@ class Asked:
     end: datetime | None = None
     segment: str | None = None
     limit: int | None = None
+
+
+def of_shop(warehouse: Warehouse, definitions: Definitions) -> Definitions:
+    """The definitions with the zone and the currency that the warehouse's windows were made with, whatever file is at hand."""
+    settings = {str(setting): str(value) for setting, value in warehouse.query("SELECT setting, value FROM current_shop")}
+    return replace(
+        definitions,
+        time_zone=settings.get("time_zone", definitions.time_zone),
+        currency=settings.get("currency", definitions.currency),
+    )
 
 
 def funnel_names(warehouse: Warehouse) -> list[str]:
@@ -96,7 +106,14 @@ def funnel(warehouse: Warehouse, definitions: Definitions, name: str, asked: Ask
     starts = sorted({row[0] for row in rows})
     starts = starts[-asked.limit :] if asked.limit else starts
     times = _times(warehouse, name, starts[0], starts[-1], asked.segment) if starts else []
-    return funnel_report(name, definitions.time_zone, asked.segment, rows, times, [str(step) for _, step in steps], asked.limit)
+    names = [str(step) for _, step in steps]
+    return funnel_report(name, definitions.time_zone, asked.segment, rows, times, names, _optional(definitions, name, names), asked.limit)
+
+
+def _optional(definitions: Definitions, name: str, steps: list[str]) -> list[bool]:
+    """Which steps may be left out. Only the definitions know; others than those installed have other steps, and then say nothing."""
+    known = next((funnel.steps for funnel in definitions.funnels if funnel.name == name), ())
+    return [step.optional for step in known] if [step.name for step in known] == steps else [False] * len(steps)
 
 
 def _times(warehouse: Warehouse, name: str, first: datetime, last: datetime, segment: str | None) -> list[tuple[int, int, int]]:
@@ -268,6 +285,11 @@ def _series(
         return []
     grid = _grid(window, definitions.time_zone, min(start for of in known.values() for start in of), asked, largest)
     order = {kpi.name: i for i, kpi in enumerate(definitions.kpis)}
+
+    def place(key: tuple[str, str, str]) -> tuple[int, str, bool, str, str]:
+        """As in the definitions; of several currencies the shop's first."""
+        return order.get(key[0], len(order)), key[0], key[2] != definitions.currency, key[2], key[1]
+
     by_name = {kpi.name: kpi for kpi in definitions.kpis}
     return [
         kpi_series(
@@ -279,7 +301,7 @@ def _series(
             grid,
             kinds.get(kpi, ("", ""))[1] != "/" and kinds[kpi][0] != "quantile",
         )
-        for (kpi, value, currency), of in sorted(known.items(), key=lambda item: (order.get(item[0][0], len(order)), item[0]))
+        for (kpi, value, currency), of in sorted(known.items(), key=lambda item: place(item[0]))
     ]
 
 

@@ -37,7 +37,7 @@ def funnel_panel(report: FunnelReport, width: int, segments: int = 8) -> Rendera
     heading = _heading("funnel", report.name, _funnel_facts(report), width)
     if not report.windows:
         return Group(heading, _nothing("nobody entered this funnel in these windows"))
-    name_width = min(max(len(safe(step.name)) for step in report.steps) + 3, max(12, width // 4))
+    name_width = min(max(len(_step(step)) for step in report.steps) + 2, max(12, width // 4))
     wide = width >= WIDE
     bar_width = max(6, width - name_width - 8 - 9 - 12 - (10 if wide else 0) - 8)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=FAINT)
@@ -52,7 +52,7 @@ def funnel_panel(report: FunnelReport, width: int, segments: int = 8) -> Rendera
     for step in report.steps:
         lost = step.number == worst
         cells: list[RenderableType] = [
-            Text.assemble((f"{step.number} ", FAINT), safe(step.name)),
+            Text.assemble((f"{step.number} ", FAINT), _step(step)),
             f"{step.users:,}",
             share(step.of_first),
             Text(share(step.of_previous) + (" ▼" if lost else "  ") if step.number > 1 else "", "bold red" if lost else ""),
@@ -73,6 +73,10 @@ def _funnel_facts(report: FunnelReport) -> list[Text]:
     if report.steps and report.steps[-1].median_ms is not None:
         facts.append(Text(f"median to convert {duration(report.steps[-1].median_ms)}"))
     return [*facts, _finality(report.so_far, len(report.windows))]
+
+
+def _step(step: FunnelStep) -> str:
+    return safe(step.name) + (" (optional)" if step.optional else "")
 
 
 def _largest_loss(steps: Sequence[FunnelStep]) -> int:
@@ -122,7 +126,7 @@ def retention_heatmap(report: RetentionReport, width: int, reading: str = "in") 
         table.add_row(moment(cohort.start, report.period), size, *cells)
     if len(report.cohorts) > 1 and reading == "in":
         table.add_row(
-            "all", f"{sum(c.size for c in report.cohorts):,} ", *(_heat(report.share(n), most, True) for n in range(1, periods + 1))
+            "all", Text(f"{sum(c.size for c in report.cohorts):>7,} "), *(_heat(report.share(n), most, True) for n in range(1, periods + 1))
         )
     notes = [Text(f"columns: {report.period}s after the first", FAINT), Text.assemble(("colours ", FAINT), *_legend(most))]
     if report.periods > periods:
@@ -243,8 +247,8 @@ def _level(point: KpiPoint, most: float) -> str:
 def kpi_chart(series: KpiSeries, report: KpiReport, width: int, height: int = 8) -> RenderableType:
     """One series as columns over its windows, with the scale left and first and last window below; `~` stands under what is not final."""
     percent = as_percent(series)
-    title = safe(series.name) + (f" · {safe(report.dimension)} {_segment(series.dimension_value)}" if report.dimension else "")
-    heading = _heading(f"by {_window(report.window)}", title, _kpi_facts(report), width)
+    title = safe(series.name) + (f", {safe(report.dimension)} {_segment(series.dimension_value)}," if report.dimension else "")
+    heading = _heading("", f"{title} by {_window(report.window)}", _kpi_facts(report), width)
     most = max((float(p.value) for p in series.points if p.value is not None), default=0.0)
     labels = [value(Decimal(str(most * part)), series.unit, series.currency, percent) for part in (1.0, 0.5, 0.0)]
     axis = max(map(len, labels))

@@ -1,4 +1,4 @@
-"""Writes what the definitions mean into the warehouse's catalog tables, from which the report views take names, units and formulas.
+"""Writes what the definitions mean into the warehouse's catalog tables, from which reports take names, units, formulas and the shop's time zone.
 
 Called once by a worker or `shopstream run` after the migrations; safe to repeat and to run from several processes.
 """
@@ -18,8 +18,14 @@ _TABLES = {
     "catalog_funnels": ("funnel", "definition", "step", "step_name"),
     "catalog_retentions": ("retention", "definition", "period", "periods"),
     "catalog_kpis": ("kpi", "definition", "kind", "scale", "left_kpi", "operator", "right_kpi", "quantile", "money"),
+    "catalog_shop": ("setting", "value"),
 }
-_TOMBSTONES: dict[str, Row] = {"catalog_funnels": (0, ""), "catalog_retentions": ("", 0), "catalog_kpis": ("", 1, "", "", "", 0.0, 0)}
+_TOMBSTONES: dict[str, Row] = {
+    "catalog_funnels": (0, ""),
+    "catalog_retentions": ("", 0),
+    "catalog_kpis": ("", 1, "", "", "", 0.0, 0),
+    "catalog_shop": (),
+}
 _BATCH = 200
 
 
@@ -34,6 +40,8 @@ def install(warehouse: Warehouse, definitions: Definitions, now_ms: int) -> int:
         "catalog_retentions": {retention.name: _retention(retention) for retention in definitions.retentions},
         "catalog_kpis": {kpi.name: _kpi(kpi) for kpi in definitions.kpis},
     }
+    shop = {"time_zone": definitions.time_zone, "currency": definitions.currency}
+    _install(warehouse, "catalog_shop", {name: [(name, value)] for name, value in shop.items()}, now_ms)
     return sum(_install(warehouse, table, rows, now_ms) for table, rows in wanted.items())
 
 

@@ -189,7 +189,7 @@ def test_migrations_run_once_even_from_many_processes_at_a_time(implementation: 
     with ThreadPoolExecutor(4) as pool:
         applied = list(pool.map(lambda handle: handle.migrate(), handles))
     names = [name for (name,) in handles[0].query("SELECT DISTINCT name FROM schema_migrations ORDER BY name")]
-    assert names == ["0001_base_tables", "0002_catalog", "0003_reports"]
+    assert names == ["0001_base_tables", "0002_catalog", "0003_reports", "0004_shop"]
     assert {name for some in applied for name in some} == set(names)
     assert [handle.migrate() for handle in handles] == [[], [], [], []]
     for handle in handles:
@@ -553,6 +553,12 @@ def test_a_removed_definition_leaves_the_reports_and_can_come_back(warehouse: Wa
         install(warehouse, definitions, now)
         assert [bool(warehouse.query(f"SELECT * FROM {report}")) for report in REPORTS] == [shown] * 3
     assert install(warehouse, everything, 9) == 0
+
+
+def test_the_zone_and_currency_installed_last_are_the_shops(warehouse: Warehouse) -> None:
+    install(warehouse, Definitions(time_zone="Europe/Berlin", currency="EUR"), 1)
+    install(warehouse, Definitions(time_zone="Asia/Shanghai", currency="EUR"), 1)
+    assert sorted(warehouse.query("SELECT setting, value FROM current_shop")) == [("currency", "EUR"), ("time_zone", "Asia/Shanghai")]
 
 
 def test_names_in_the_catalog_may_hold_anything(warehouse: Warehouse) -> None:

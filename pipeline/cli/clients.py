@@ -18,6 +18,10 @@ class Wrong(Exception):
     """Wrong use or settings: exit code 2."""
 
 
+class Failed(Exception):
+    """A command could not do what it was asked for; the message says how far it came and what to do: exit code 1."""
+
+
 def open_configured(settings: Settings) -> Any:
     from pipeline.sinks.open import open_warehouse
 

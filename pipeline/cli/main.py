@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.cli import report
-from pipeline.cli.clients import Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
+from pipeline.cli import rejects, report
+from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
 from pipeline.definitions import Definitions
 from pipeline.settings import SettingsError, load_settings
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Exact real-time funnels, retention and KPIs for an online shop.",
 )
 app.add_typer(report.app, name="report")
+app.add_typer(rejects.app, name="rejects")
 errors = Console(stderr=True)
 
 
@@ -42,7 +43,7 @@ def failures() -> tuple[type[Exception], ...]:
     from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
     from pipeline.topics import TopicsError
 
-    return (RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
+    return (Failed, RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
 
 
 def load_definitions(path: Path | None) -> Definitions:

@@ -178,7 +178,7 @@ def _legend(most: float) -> Iterable[tuple[str, str]]:
 
 def kpi_panel(report: KpiReport, width: int, title: str = "") -> RenderableType:
     """A line a series: the last ended window, its change against the one before, the window that is running, and the trend, newest right."""
-    heading = _heading(f"KPIs by {_window(report.window)}", title, _kpi_facts(report), width)
+    heading = _heading("", f"{title or 'KPIs'} by {_window(report.window)}", _kpi_facts(report), width)
     if not report.series:
         return Group(heading, _nothing("nothing was counted in these windows"))
     lines = [(_label(series, report), *_numbers(series)) for series in report.series]

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.cli import rejects, report
+from pipeline.cli import config, doctor, rejects, report
 from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
 from pipeline.definitions import Definitions
 from pipeline.settings import SettingsError, load_settings
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.add_typer(report.app, name="report")
 app.add_typer(rejects.app, name="rejects")
+app.command()(doctor.doctor)
+app.command()(config.config)
 errors = Console(stderr=True)
 
 

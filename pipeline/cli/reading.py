@@ -45,7 +45,7 @@ def warehouse_url(given: str | None) -> str | None:
 @contextmanager
 def reading(settings: Settings) -> Iterator[Warehouse]:
     """The warehouse in force, closed at the end. An embedded one must be there: reading makes none. Errors get their remedy."""
-    _check_folder(settings.warehouse)
+    check_folder(settings.warehouse)
     try:
         warehouse = open_configured(settings)
     except SinkRefused as error:
@@ -64,7 +64,7 @@ def reading(settings: Settings) -> Iterator[Warehouse]:
         warehouse.close()
 
 
-def _check_folder(url: str) -> None:
+def check_folder(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "chdb":
         return

@@ -5,13 +5,18 @@ Partition p of every topic belongs together, so all have the same number of part
 
 from __future__ import annotations
 
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from pipeline.partition import LARGEST_MESSAGE, Topics
+
+KAFKA_PORT = 9092
+KNOCK_SECONDS = 5.0
 
 
 class TopicsError(Exception):
@@ -32,11 +37,25 @@ def wanted_topics(topics: Topics) -> dict[str, dict[str, str]]:
 
 def connect(client: dict[str, Any]) -> Any:
     """An admin client; `client` has kafka-python's bootstrap_servers and security arguments. Raises TopicsError."""
+    servers = ",".join(client["bootstrap_servers"])
     try:
+        _knock(client["bootstrap_servers"], min(KNOCK_SECONDS, client.get("bootstrap_timeout_ms", 30_000) / 1000))
         return KafkaAdminClient(**client)
     except (KafkaError, OSError, ValueError) as error:
-        servers = ",".join(client["bootstrap_servers"])
         raise TopicsError(f"no Kafka answers at {servers} ({error!r}). Check SHOPSTREAM_BROKER and the security settings.") from error
+
+
+def _knock(servers: list[str], seconds: float) -> None:
+    """Raises OSError or ValueError when nothing listens at any of the addresses: the client itself would go on trying for half a minute."""
+    trouble: Exception = ValueError("no address")
+    for server in servers:
+        try:
+            parts = urlsplit(f"//{server}")
+            socket.create_connection((parts.hostname or "", parts.port or KAFKA_PORT), seconds).close()
+            return
+        except (OSError, ValueError) as error:
+            trouble = error
+    raise trouble
 
 
 def ensure_topics(

@@ -20,7 +20,10 @@ from pipeline.reports.text import NOTHING, SO_FAR, change, duration, moment, saf
 BAR = "cyan"
 FAINT = "bright_black"
 WIDE = 100
-"""Columns from which the extra columns are shown."""
+"""Columns from which a funnel shows times."""
+WIDE_HEALTH = 120
+"""Columns from which all of a partition's counts are shown."""
+SHARE_WIDTH = 8
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LEVELS = " ▁▂▃▄▅▆▇█"
@@ -39,14 +42,15 @@ def funnel_panel(report: FunnelReport, width: int, segments: int = 8) -> Rendera
         return Group(heading, _nothing("nobody entered this funnel in these windows"))
     name_width = min(max(len(_step(step)) for step in report.steps) + 2, max(12, width // 4))
     wide = width >= WIDE
-    bar_width = max(6, width - name_width - 8 - 9 - 12 - (10 if wide else 0) - 8)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=FAINT)
+    users_width = max(5, *(len(f"{step.users:,}") for step in report.steps))
+    used = name_width + users_width + len("of first") + len("of previous") + 4 * 2 + (10 if wide else 0)
+    bar_width = max(6, width - used)
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style=FAINT)
     table.add_column("step", width=name_width, no_wrap=True, overflow="ellipsis")
-    table.add_column("users", justify="right", min_width=8, no_wrap=True)
-    table.add_column("of first", justify="right", min_width=9, no_wrap=True)
-    table.add_column("of previous", justify="right", min_width=11, no_wrap=True)
+    for header, column in (("users", users_width), ("of first", 8), ("of previous", 11)):
+        table.add_column(header, justify="right", width=column, no_wrap=True)
     if wide:
-        table.add_column("median", justify="right", min_width=8, no_wrap=True)
+        table.add_column("median", justify="right", width=8, no_wrap=True)
     table.add_column("", width=bar_width, no_wrap=True)
     worst = _largest_loss(report.steps)
     for step in report.steps:
@@ -82,22 +86,27 @@ def _step(step: FunnelStep) -> str:
 def _largest_loss(steps: Sequence[FunnelStep]) -> int:
     """The step with the lowest share of its previous one; 0 when there is nothing to tell apart."""
     known = [(step.of_previous, step.number) for step in steps if step.of_previous is not None]
-    return min(known)[1] if len(known) > 1 and steps[0].users else 0
+    return min(known)[1] if len(known) > 1 and min(known)[0] < 1 else 0
 
 
 def _funnel_segments(report: FunnelReport, width: int, most: int) -> RenderableType:
     names = [safe(step.name) for step in report.steps[1:]]
-    column = max(8, min(14, (width - 30) // max(1, len(names)) - 2))
-    fitting = max(1, (width - 28) // (column + 2))
-    shown = list(range(len(names)))[-fitting:]
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=FAINT)
-    table.add_column(f"segment (largest {most} of {len(report.segments)})" if len(report.segments) > most else "segment", max_width=24)
-    table.add_column(safe(report.steps[0].name), justify="right", no_wrap=True, max_width=column)
-    for i in shown:
-        table.add_column(names[i], justify="right", no_wrap=True, max_width=column, min_width=7)
-    for segment, users in report.segments[:most]:
-        cells = [share(users[i + 1] / users[0] if users[0] else None) for i in shown]
-        table.add_row(_segment(segment), f"{users[0]:,}", *cells)
+    shown_segments = report.segments[:most]
+    labels = [_segment(segment) for segment, _ in shown_segments]
+    title = f"largest {most} of {len(report.segments)} segments" if len(report.segments) > most else "segment"
+    label_width = min(24, max(len(title), *map(len, labels)))
+    first_width = max(8, *(len(f"{users[0]:,}") for _, users in shown_segments))
+    fitting = max(1, (width - label_width - 2 - first_width) // (SHARE_WIDTH + 2))
+    steps = list(range(len(names)))[-fitting:]
+    column = max(SHARE_WIDTH, min(14, (width - label_width - 2 - first_width) // len(steps) - 2))
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style=FAINT)
+    table.add_column(title, width=label_width, no_wrap=True, overflow="ellipsis")
+    table.add_column(safe(report.steps[0].name), justify="right", width=first_width, no_wrap=True, overflow="ellipsis")
+    for i in steps:
+        table.add_column(names[i], justify="right", width=min(column, max(SHARE_WIDTH, len(names[i]))), no_wrap=True, overflow="ellipsis")
+    for label, (_, users) in zip(labels, shown_segments, strict=True):
+        cells = [share(users[i + 1] / users[0] if users[0] else None) for i in steps]
+        table.add_row(label, f"{users[0]:,}", *cells)
     return table
 
 
@@ -184,8 +193,8 @@ def kpi_panel(report: KpiReport, width: int, title: str = "") -> RenderableType:
     lines = [(_label(series, report), *_numbers(series)) for series in report.series]
     label_width = min(max(len(line[0]) for line in lines), max(14, width // 3))
     widths = [max(len(header), *(len(line[i]) for line in lines)) for i, header in ((1, "last"), (2, "change"), (3, "running"))]
-    trend = width - label_width - sum(widths) - 2 * 4
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=FAINT)
+    trend = width - label_width - sum(widths) - 4 * 2
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style=FAINT)
     table.add_column("by " + safe(report.dimension) if report.dimension else "KPI", width=label_width, no_wrap=True, overflow="ellipsis")
     for header, column in zip(("last", "change", "running"), widths, strict=True):
         table.add_column(header, justify="right", width=column, no_wrap=True)
@@ -276,7 +285,7 @@ def kpi_chart(series: KpiSeries, report: KpiReport, width: int, height: int = 8)
 def kpi_table(series: KpiSeries, report: KpiReport) -> RenderableType:
     """Every window of one series with its value and its change against the one before, newest first."""
     percent = as_percent(series)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=FAINT)
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style=FAINT)
     table.add_column("window", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("change", justify="right", no_wrap=True)
@@ -300,10 +309,10 @@ def health_panel(report: HealthReport, width: int, most: int = 64) -> Renderable
     heading = _heading("health", "", [Text(f"{len(report.partitions)} source partitions"), Text(report.time_zone)], width)
     if not report.partitions:
         return Group(heading, _nothing("no worker has written to this warehouse yet"))
-    wide = width >= WIDE
+    wide = width >= WIDE_HEALTH
     precision = "1s" if wide else "1m"
     counts = ("applied", "duplicates", "rejected", "too_late", *(("rekeyed",) if wide else ()))
-    table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style=FAINT)
+    table = Table(box=None, padding=(0, 0, 0, 2 if wide else 1), pad_edge=False, header_style=FAINT)
     table.add_column("topic", no_wrap=True, overflow="ellipsis", max_width=max(12, width // 4))
     for header in ("partition" if wide else "part", "next offset"):
         table.add_column(header, justify="right", no_wrap=True)

@@ -29,7 +29,7 @@ from pipeline.reports.model import (
     retention_report,
 )
 from pipeline.sinks.warehouse import Warehouse
-from pipeline.windows import window_indices, window_starts
+from pipeline.windows import EARLIEST_MS, window_indices, window_starts
 
 WINDOWS: tuple[WindowKind, ...] = ("1m", "1h", "1d", "1w", "1mo")
 COARSENESS: tuple[WindowKind, ...] = ("1d", "1h", "1m", "1w", "1mo")
@@ -255,8 +255,8 @@ def _begin(window: WindowKind, time_zone: str, asked: Asked, largest: int) -> da
     if asked.limit is None:
         return asked.begin
     end = _ms(asked.end) - 1 if asked.end is not None else largest
-    at = window_indices(window, time_zone, _array([min(end, largest)]))
-    oldest = _moment(int(window_starts(window, time_zone, at - (asked.limit - 1))[0]))
+    at = int(window_indices(window, time_zone, _array([max(EARLIEST_MS, min(end, largest))]))[0])
+    oldest = _moment(int(window_starts(window, time_zone, _array([max(0, at - (asked.limit - 1))]))[0]))
     return max(oldest, asked.begin) if asked.begin is not None else oldest
 
 

@@ -35,6 +35,7 @@ from pipeline.partition import Partition, Run, Topics
 from pipeline.sinks.open import open_warehouse
 from pipeline.topics import connect, ensure_topics
 from schemas.rows import COLUMNS
+from tests import clickhouse_server
 from tests.command_line import shopstream
 from tests.oracle.sql import Oracle
 from tests.sample_warehouse import SAMPLE, Record, fill, sample_records
@@ -147,6 +148,41 @@ def test_rejects_are_counted_as_they_were_made(shop: Shop) -> None:
     assert answer(shop, "report", "health")["health"][0]["reasons"] == [
         [r, n] for r, n in sorted(shop.rejected.items(), key=lambda i: (-i[1], i[0]))
     ]
+
+
+def test_a_server_answers_as_the_embedded_warehouse_does(shop: Shop) -> None:
+    clickhouse_server.require()
+    with clickhouse_server.ClickHouseServer() as server:
+        url = server.url(user="default")
+        warehouse = open_warehouse(url, server.password)
+        fill(warehouse, shop.definitions, sample_records())
+        warehouse.close()
+        asked = [
+            "report funnel --from 2026-03-01 --to 2026-03-20",
+            "report funnel --name checkout --segment email --limit 2",
+            "report retention --limit 30",
+            "report retention --name first_visit --from 2026-03-10",
+            "report kpi",
+            "report kpi --name visits --window 1h --dimension channel --segment email --to 2026-03-10",
+            "rejects list --reason wrong_type --topic clickstream --since 2026-03-01",
+            "rejects show clickstream 1 2389",
+        ]
+        for words in asked:
+            said = shopstream(*words.split(), "--json", "--warehouse", url, SHOPSTREAM_WAREHOUSE_PASSWORD=server.password)
+            assert (said.code, said.err) == (0, ""), words
+            assert json.loads(said.out, parse_float=Decimal) == answer(shop, *words.split()), words
+        health = shopstream("report", "health", "--json", "--warehouse", url, SHOPSTREAM_WAREHOUSE_PASSWORD=server.password)
+        assert json.loads(health.out)["health"][0]["partitions"] == answer(shop, "report", "health")["health"][0]["partitions"]
+        unknown = shopstream("report", "funnel", "--name", "no'ne", "--warehouse", url, SHOPSTREAM_WAREHOUSE_PASSWORD=server.password)
+        assert (unknown.code, "there are checkout, payment" in unknown.all) == (2, True)
+        found = json.loads(
+            shopstream("doctor", "--json", "--broker", "127.0.0.1:1", "--warehouse", url, SHOPSTREAM_WAREHOUSE_PASSWORD=server.password).out
+        )
+        states = {finding["check"]: finding["state"] for finding in found["findings"]}
+        assert (states["warehouse"], states["migrations"], states["clock"]) == ("ok", "ok", "ok")
+        denied = shopstream("report", "funnel", "--warehouse", url, SHOPSTREAM_WAREHOUSE_PASSWORD="guess", columns=200)
+        assert denied.code == 1
+        assert "guess" not in denied.all
 
 
 def test_a_terminal_is_redrawn_without_being_cleared_and_left_as_it_was(shop: Shop) -> None:

@@ -41,7 +41,7 @@ def config(
     if as_json:
         write(to_json({"settings": rows}))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bright_black")
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style="bright_black")
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold")
     table.add_column("from", overflow="fold")

@@ -109,7 +109,7 @@ def _together(checks: dict[str, Check], settings: Settings, seconds: float) -> d
 
 def findings_table(findings: list[Finding]) -> RenderableType:
     """A line a finding, its remedy below it."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bright_black")
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style="bright_black")
     table.add_column("check", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("found", overflow="fold")

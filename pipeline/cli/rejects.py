@@ -34,11 +34,11 @@ from pipeline.reports.rejects import (
     as_fields,
     count_by_reason,
     find,
-    reasons_line,
     reject_panel,
     rejects_table,
     replayable,
 )
+from pipeline.reports.render import reasons_line
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks.warehouse import Warehouse
 from pipeline.topics import connect, partition_counts

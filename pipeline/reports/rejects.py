@@ -17,7 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.reports.render import FAINT
+from pipeline.reports.render import FAINT, WIDE, reasons_line
 from pipeline.reports.text import moment, safe
 from pipeline.sinks.warehouse import Warehouse
 from schemas.rejects import Reason
@@ -124,19 +124,12 @@ def replayable(found: Iterable[Reject], sources: Sequence[str]) -> tuple[list[Re
 # --- drawing ------------------------------------------------------------------------------------------------------------------
 
 
-def reasons_line(reasons: Sequence[tuple[str, int]]) -> Text:
-    total = sum(n for _, n in reasons)
-    return Text.assemble(
-        (f"{total:,} rejected", "bold"), ": " if reasons else "", ", ".join(f"{safe(reason)} {n:,}" for reason, n in reasons)
-    )
-
-
 def rejects_table(found: Sequence[Reject], reasons: Sequence[tuple[str, int]], width: int) -> RenderableType:
     """A line a record: where it is, why it was rejected."""
     total = sum(n for _, n in reasons)
     if not found:
         return Group(reasons_line(reasons), Text("nothing was rejected that this asks for", FAINT))
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=FAINT, width=width)
+    table = Table(box=None, padding=(0, 0, 0, 2 if width >= WIDE else 1), pad_edge=False, header_style=FAINT, width=width)
     table.add_column("sent", no_wrap=True)
     table.add_column("topic", no_wrap=True, overflow="ellipsis", max_width=max(11, width // 6))
     for header in ("part", "offset"):
@@ -152,7 +145,7 @@ def rejects_table(found: Sequence[Reject], reasons: Sequence[tuple[str, int]], w
 
 def reject_panel(reject: Reject, everything: bool) -> RenderableType:
     """One record: what is known of it, its key and its bytes, escaped; a dump of the first bytes where they are no text."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2), pad_edge=False)
     table.add_column(style=FAINT, no_wrap=True)
     table.add_column(overflow="fold")
     raw = reject.raw or b""

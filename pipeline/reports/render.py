@@ -40,7 +40,7 @@ def funnel_panel(report: FunnelReport, width: int, segments: int = 8) -> Rendera
     heading = _heading("funnel", report.name, _funnel_facts(report), width)
     if not report.windows:
         return Group(heading, _nothing("nobody entered this funnel in these windows"))
-    name_width = min(max(len(_step(step)) for step in report.steps) + 2, max(12, width // 4))
+    name_width = min(max(len(_step(step)) for step in report.steps) + 2, max(12, width * 7 // 20))
     wide = width >= WIDE
     users_width = max(5, *(len(f"{step.users:,}") for step in report.steps))
     used = name_width + users_width + len("of first") + len("of previous") + 4 * 2 + (10 if wide else 0)
@@ -190,19 +190,19 @@ def kpi_panel(report: KpiReport, width: int, title: str = "") -> RenderableType:
     heading = _heading("", f"{title or 'KPIs'} by {_window(report.window)}", _kpi_facts(report), width)
     if not report.series:
         return Group(heading, _nothing("nothing was counted in these windows"))
+    last_header = f"last {_window(report.window)}"
     lines = [(_label(series, report), *_numbers(series)) for series in report.series]
     label_width = min(max(len(line[0]) for line in lines), max(14, width // 3))
-    widths = [max(len(header), *(len(line[i]) for line in lines)) for i, header in ((1, "last"), (2, "change"), (3, "running"))]
+    widths = [max(len(header), *(len(line[i]) for line in lines)) for i, header in ((1, last_header), (2, "change"), (3, "running"))]
     trend = width - label_width - sum(widths) - 4 * 2
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style=FAINT)
     table.add_column("by " + safe(report.dimension) if report.dimension else "KPI", width=label_width, no_wrap=True, overflow="ellipsis")
-    for header, column in zip(("last", "change", "running"), widths, strict=True):
+    for header, column in zip((last_header, "change", "running"), widths, strict=True):
         table.add_column(header, justify="right", width=column, no_wrap=True)
     if trend >= 6:
         table.add_column("trend", width=trend, no_wrap=True)
     for series, (label, last, changed, running) in zip(report.series, lines, strict=True):
-        colour = "green" if changed.startswith("+") else "red" if changed.startswith("-") else FAINT
-        cells = [Text(label), Text(last, "bold"), Text(changed, colour), Text(running, FAINT)]
+        cells = [Text(label), Text(last, "bold"), Text(changed), Text(running, FAINT)]
         table.add_row(*cells, *([sparkline(series.points, trend)] if trend >= 6 else []))
     return Group(heading, table)
 
@@ -313,7 +313,7 @@ def health_panel(report: HealthReport, width: int, most: int = 64) -> Renderable
     precision = "1s" if wide else "1m"
     counts = ("applied", "duplicates", "rejected", "too_late", *(("rekeyed",) if wide else ()))
     table = Table(box=None, padding=(0, 0, 0, 2 if wide else 1), pad_edge=False, header_style=FAINT)
-    table.add_column("topic", no_wrap=True, overflow="ellipsis", max_width=max(12, width // 4))
+    table.add_column("topic", no_wrap=True, overflow="ellipsis", max_width=max(12, width * 7 // 20))
     for header in ("partition" if wide else "part", "next offset"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("watermark", no_wrap=True)
@@ -323,15 +323,22 @@ def health_panel(report: HealthReport, width: int, most: int = 64) -> Renderable
         table.add_column({"duplicates": "dupl.", "too_late": "late"}.get(count, count), justify="right", no_wrap=True)
     for p in report.partitions[:most]:
         numbers = [f"{getattr(p, count):,}" for count in counts]
-        behind = [duration(report.behind_ms(p))] if wide else []
+        behind = [duration(report.behind_ms(p) or None)] if wide else []
         table.add_row(safe(p.topic), str(p.partition), f"{p.next_offset:,}", moment(p.watermark, precision), *behind, *numbers)
     sums = [f"{report.total(count):,}" for count in counts]
     table.add_row(Text("all", "bold"), "", "", moment(report.watermark, precision), *([""] if wide else []), *sums)
     age = duration(report.freshness_ms)
     lines = [Text.assemble("newest event in the reports ", (moment(report.watermark, "1s"), "bold"), f", {age} ago")]
     if report.reasons:
-        lines.append(Text("rejected: " + ", ".join(f"{safe(reason)} {n:,}" for reason, n in report.reasons)))
+        lines.append(reasons_line(report.reasons))
     return Group(heading, table, Text(), *lines)
+
+
+def reasons_line(reasons: Sequence[tuple[str, int]]) -> Text:
+    total = sum(n for _, n in reasons)
+    return Text.assemble(
+        (f"{total:,} rejected", "bold"), ": " if reasons else "", ", ".join(f"{safe(reason)} {n:,}" for reason, n in reasons)
+    )
 
 
 # --- parts --------------------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def duration(ms: float | None) -> str:
 def value(number: Decimal | None, unit: Unit, currency: str = "", percent: bool = False) -> str:
     """A KPI's value. `percent`: a ratio is shown as one. Money of 100,000 and more has no decimals."""
     if number is None:
-        return NOTHING
+        return f"{NOTHING} {safe(currency)}".rstrip()
     if unit == "duration":
         return duration(float(number))
     if unit == "money" or currency:

@@ -72,7 +72,10 @@ def run(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Empty the warehouse folder first.")] = False,
 ) -> None:
-    """Replay files through Kafka and the worker into an embedded warehouse; show funnels and retention."""
+    """Replay files through Kafka and the worker into an embedded warehouse; show funnels and retention.
+
+    Example: shopstream run --clickstream sample/clickstream.ndjson.gz --orders sample/orders.ndjson.gz --warehouse build/warehouse
+    """
     from pipeline.cli.run import Job, run_job
 
     if clickstream is None and orders is None:
@@ -87,7 +90,10 @@ def worker(
     warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; SHOPSTREAM_WAREHOUSE.")] = None,
     definitions: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="SHOPSTREAM_DEFINITIONS.")] = None,
 ) -> None:
-    """Run a worker until SIGTERM: events in, numbers out. Start as many as there are partitions, at most."""
+    """Run a worker until SIGTERM: events in, numbers out. Start as many as there are partitions, at most.
+
+    Example: SHOPSTREAM_BROKER=kafka:9092 shopstream worker --warehouse clickhouse://worker@clickhouse:9000/shopstream
+    """
     import time
 
     from pipeline.sinks.catalog import install
@@ -109,7 +115,10 @@ def topics(
     partitions: Annotated[int | None, typer.Option(min=1, max=10_000, help="SHOPSTREAM_PARTITIONS.")] = None,
     broker: Annotated[str | None, typer.Option(help="SHOPSTREAM_BROKER.")] = None,
 ) -> None:
-    """Create the topics, or check that those that are there belong together."""
+    """Create the topics, or check that those that are there belong together.
+
+    Example: shopstream topics --broker kafka:9092 --partitions 8
+    """
     from pipeline.topics import ensure_topics
 
     settings = load_settings(partitions=partitions, broker=broker)
@@ -121,7 +130,10 @@ def topics(
 
 @app.command()
 def migrate(warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; SHOPSTREAM_WAREHOUSE.")] = None) -> None:
-    """Bring the warehouse's schema up to date."""
+    """Bring the warehouse's schema up to date.
+
+    Example: shopstream migrate --warehouse clickhouse://migrator@clickhouse:9000/shopstream
+    """
     opened = open_configured(load_settings(warehouse=warehouse))
     done = opened.migrate()
     opened.close()

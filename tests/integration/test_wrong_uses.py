@@ -57,7 +57,7 @@ USES = [
     Use("worker --definitions {wrong}", 2, "wrong.toml: .*funnel"),
     Use("worker --warehouse postgres://x", 2, "chdb:///folder"),
     Use("worker --warehouse clickhouse://me:secret@host/db", 2, "give it apart"),
-    Use("worker --warehouse clickhouse://127.0.0.1:1/db", 1, "127.0.0.1:1"),
+    Use("worker --warehouse shared://127.0.0.1:1", 1, "SHOPSTREAM_WAREHOUSE_KEY"),
     Use("worker", 2, "SHOPSTREAM_SECURITY_PROTOCOL", {"SHOPSTREAM_SECURITY_PROTOCOL": "TLS"}),
     Use("worker", 2, "needs sasl_mechanism, sasl_username and sasl_password", {"SHOPSTREAM_SECURITY_PROTOCOL": "SASL_SSL"}),
     Use("worker", 2, "SHOPSTREAM_FLUSH_SECONDS.*greater than 0", {"SHOPSTREAM_FLUSH_SECONDS": "-1"}),

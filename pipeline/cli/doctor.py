@@ -27,7 +27,7 @@ from pipeline.cli.checks import (
 from pipeline.cli.reading import JsonOption, WarehouseOption, plain_console, warehouse_url, write
 from pipeline.definitions_file import DefinitionsError, load
 from pipeline.reports.export import to_json
-from pipeline.reports.text import safe
+from pipeline.reports.text import safe_lines
 from pipeline.settings import Settings, SettingsError, load_settings
 
 Check = Callable[[Settings, float], list[Finding]]
@@ -120,7 +120,3 @@ def findings_table(findings: list[Finding]) -> RenderableType:
         table.add_row(finding.check, Text(finding.state, STYLES[finding.state]), text)
     counts = {state: sum(finding.state == state for finding in findings) for state in STYLES}
     return Group(table, Text(), Text(", ".join(f"{n} {state}" for state, n in counts.items() if n)))
-
-
-def safe_lines(text: str) -> str:
-    return "\n".join(safe(line) for line in text.splitlines())

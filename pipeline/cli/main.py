@@ -16,6 +16,7 @@ from rich.text import Text
 from pipeline.cli import config, doctor, rejects, report
 from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
 from pipeline.definitions import Definitions
+from pipeline.reports.text import safe_lines
 from pipeline.settings import SettingsError, load_settings
 
 app = typer.Typer(
@@ -147,7 +148,7 @@ def version() -> None:
 
 
 def _say(what: str, error: Exception) -> None:
-    errors.print(Text.assemble((f"{what}: ", "red"), str(error)), soft_wrap=True)
+    errors.print(Text.assemble((f"{what}: ", "red"), safe_lines(str(error))), soft_wrap=True)
 
 
 def main() -> None:

@@ -194,14 +194,24 @@ def _settled(warehouse: Warehouse, name: str) -> set[tuple[datetime, str, int]]:
 
 def kpi_windows(warehouse: Warehouse, name: str | None) -> list[str]:
     """The windows that have numbers, of one KPI or of any, in the order in which a report prefers them."""
-    where = "" if name is None else " WHERE kpi = %(name)s"
-    found = {str(window) for (window,) in warehouse.query(f"SELECT DISTINCT window FROM kpi_report{where}", {"name": name})}  # noqa: S608
+    found = _distinct(warehouse, "window", name)
     return [window for window in COARSENESS if window in found]
 
 
 def kpi_dimensions(warehouse: Warehouse, name: str) -> list[str]:
-    rows = warehouse.query("SELECT DISTINCT dimension FROM kpi_report WHERE kpi = %(name)s ORDER BY dimension", {"name": name})
-    return [str(dimension) for (dimension,) in rows if dimension]
+    return sorted(_distinct(warehouse, "dimension", name) - {""})
+
+
+def _distinct(warehouse: Warehouse, column: str, name: str | None) -> set[str]:
+    """Values of a column of the stored numbers that a KPI is made of. Asked of the cells: the view would compute every number there is."""
+    if name is None:
+        return {str(value) for (value,) in warehouse.query(f"SELECT DISTINCT {column} FROM kpi_cells")}  # noqa: S608 our own text
+    legs = warehouse.query("SELECT kind, left_kpi, right_kpi FROM current_kpis WHERE kpi = %(name)s", {"name": name})
+    stored = [leg for kind, *sides in legs for leg in (sides if kind == "formula" else [name])]
+    if not stored:
+        return set()
+    rows = warehouse.query(f"SELECT DISTINCT {column} FROM kpi_cells WHERE kpi IN %(stored)s", {"stored": stored})  # noqa: S608 our own text
+    return {str(value) for (value,) in rows}
 
 
 def kpis(

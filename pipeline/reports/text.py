@@ -22,6 +22,11 @@ def safe(text: str | bytes) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def safe_lines(text: str) -> str:
+    """The same of a text with lines."""
+    return "\n".join(safe(line) for line in text.split("\n"))
+
+
 def share(value: float | None, digits: int = 1) -> str:
     return NOTHING if value is None else f"{value:.{digits}%}"
 

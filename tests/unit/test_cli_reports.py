@@ -137,6 +137,7 @@ def test_a_hostile_name_is_only_a_name(folder: Path, name: str) -> None:
         said = shopstream("report", report, "--name", name, "--warehouse", folder)
         assert said.code == 2
         assert "\x1b" not in said.err
+    assert "\x1b" not in shopstream("rejects", "show", name, 0, 1, "--warehouse", folder).err
     assert shopstream("report", "funnel", "--segment", name, "--warehouse", folder).code == 2
     assert answer(folder, "report", "funnel")["funnels"][0]["steps"][0]["users"] == 32
 
@@ -211,6 +212,16 @@ def watched(folder: Path, *more: str) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline()
     return process
+
+
+def test_a_reader_that_goes_away_and_a_terminal_of_few_characters_are_no_errors(folder: Path) -> None:
+    command = f"{sys.executable} -m pipeline.cli.main report funnel --warehouse {folder}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    left = subprocess.run(f"{command} --csv | true", shell=True, env=environment, capture_output=True, text=True, timeout=60)
+    assert left.stderr == ""
+    ascii_only = subprocess.run(command.split(), env={**environment, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60)
+    assert (ascii_only.returncode, ascii_only.stderr) == (0, b"")
+    assert b"funnel checkout" in ascii_only.stdout
 
 
 def test_an_empty_warehouse_says_so_and_is_no_error(tmp_path: Path) -> None:

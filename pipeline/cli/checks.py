@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
 
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
@@ -16,7 +15,7 @@ from kafka.structs import TopicPartition
 
 from pipeline.cache import cache_folder
 from pipeline.cli.clients import Wrong, admin_arguments, open_configured, topic_names
-from pipeline.cli.reading import check_folder
+from pipeline.cli.reading import check_folder, embedded_folder, masked
 from pipeline.partition import LARGEST_MESSAGE, Topics
 from pipeline.reports.text import duration
 from pipeline.settings import Settings
@@ -206,7 +205,7 @@ def check_warehouse(settings: Settings, seconds: float) -> list[Finding]:
     try:
         version = str(opened.query("SELECT version()")[0][0])
         found = [Finding("warehouse", "ok", f"{masked(settings.warehouse)} answers, ClickHouse {version}")]
-        elsewhere = _warehouse_disks(opened) if urlsplit(settings.warehouse).scheme == "clickhouse" else []
+        elsewhere = _warehouse_disks(opened) if embedded_folder(settings.warehouse) is None else []
         return [*found, *_migrations(opened), *_warehouse_clock(opened), *elsewhere]
     except SinkUnavailable as error:
         return [Finding("warehouse", "fail", str(error), "start it, or correct SHOPSTREAM_WAREHOUSE")]
@@ -266,8 +265,7 @@ def _warehouse_disks(warehouse: Warehouse) -> list[Finding]:
 
 def check_disk(settings: Settings, _: float) -> list[Finding]:
     places = {"temporary files": Path(tempfile.gettempdir()), "compiled kernels": cache_folder()}
-    parts = urlsplit(settings.warehouse)
-    if parts.scheme == "chdb" and (folder := unquote(parts.netloc + parts.path)):
+    if folder := embedded_folder(settings.warehouse):
         places["the embedded warehouse"] = Path(folder)
     by_device: dict[int, tuple[list[str], int]] = {}
     for what, place in places.items():
@@ -281,12 +279,6 @@ def _space(what: str, free: int) -> Finding:
     return Finding(
         "disk", state, f"{free / 1e9:,.1f} GB free for {what}", "" if state == "ok" else "make room: a full disk stops the worker"
     )
-
-
-def masked(url: str) -> str:
-    """A warehouse's URL without a password that somebody put into it."""
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@", 1) if parts.password else url
 
 
 def _client(settings: Settings, seconds: float) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from pydantic import SecretStr
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.checks import masked
-from pipeline.cli.reading import JsonOption, WarehouseOption, plain_console, warehouse_url, write
+from pipeline.cli.reading import JsonOption, WarehouseOption, masked, plain_console, warehouse_url, write
 from pipeline.reports.export import to_json
 from pipeline.reports.text import safe
 from pipeline.settings import FILE_VARIABLE, PREFIX, Settings, load_settings

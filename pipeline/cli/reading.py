@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,11 +65,24 @@ def reading(settings: Settings) -> Iterator[Warehouse]:
         warehouse.close()
 
 
+def embedded_folder(url: str) -> str | None:
+    """The folder of an embedded warehouse ('' in memory); None for any other URL, also one that is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return unquote(parts.netloc + parts.path) if parts.scheme == "chdb" else None
+
+
+def masked(url: str) -> str:
+    """A warehouse's URL without a password that somebody put into it."""
+    return re.sub(r"(://[^/@]*?):[^/]*@", r"\1:***@", url)
+
+
 def check_folder(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme != "chdb":
+    folder = embedded_folder(url)
+    if folder is None:
         return
-    folder = unquote(parts.netloc + parts.path)
     if not folder:
         raise Wrong("chdb:// is an empty warehouse in memory: name a folder, like --warehouse build/sample-warehouse")
     if not Path(folder).is_dir():

@@ -82,6 +82,8 @@ USES = [
     Use("report funnel --warehouse {none}", 2, "shopstream run --warehouse"),
     Use("report funnel --warehouse {folder}", 2, "is no warehouse"),
     Use("report funnel --warehouse chdb://", 2, "name a folder"),
+    Use("report funnel --warehouse clickhouse://[::1/db", 2, "SHOPSTREAM_WAREHOUSE"),
+    Use("report funnel --warehouse clickhouse://h:99999/db", 2, "SHOPSTREAM_WAREHOUSE"),
     Use("report funnel --warehouse clickhouse://127.0.0.1:1/db", 1, "SHOPSTREAM_WAREHOUSE, or say --warehouse FOLDER"),
     Use("report funnel --warehouse {other}", 1, "shopstream migrate"),
     Use("report funnel --warehouse {warehouse} --name none", 2, "there is no funnel 'none'"),
@@ -115,6 +117,9 @@ USES = [
     # doctor, config
     Use("doctor --timeout 0", 2, f"--timeout.*{LEAST} 0.5"),
     Use("doctor --fix", 2, "No such option"),
+    Use("doctor --broker 127.0.0.1:1 --warehouse clickhouse://[::1/db --timeout 5", 1, "SHOPSTREAM_WAREHOUSE"),
+    Use("doctor --broker [::1 --warehouse {warehouse} --timeout 5", 1, "correct SHOPSTREAM_BROKER"),
+    Use("doctor --broker , --warehouse {warehouse} --timeout 5", 1, "correct SHOPSTREAM_BROKER"),
     Use("doctor --broker 127.0.0.1:1 --warehouse {none} --timeout 5", 1, "start Kafka, or correct SHOPSTREAM_BROKER"),
     Use("config --json extra", 2, "unexpected extra argument"),
     Use("config", 2, "SHOPSTREAM_PARTITIONS", {"SHOPSTREAM_PARTITIONS": "1.5"}),

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli.clients import Wrong
-from pipeline.cli.reading import parse_span, parse_time
+from pipeline.cli.reading import masked, parse_span, parse_time
 from pipeline.definitions import Definitions, Funnel, Kpi, Match, Retention, Step
 from pipeline.sinks.catalog import install
 from pipeline.sinks.open import open_warehouse
@@ -346,6 +346,20 @@ def test_no_secret_is_ever_shown() -> None:
         assert said.code == 0
         assert "hunter" not in said.out + said.err
         assert "***" in said.out
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("clickhouse://me:secret@h/db", "clickhouse://me:***@h/db"),
+        ("clickhouse://me:se:c@ret@h:9000/db", "clickhouse://me:***@h:9000/db"),
+        ("clickhouse://:secret@[::1/db", "clickhouse://:***@[::1/db"),
+        ("clickhouse://me@h:9000/db?x=a:b@c", "clickhouse://me@h:9000/db?x=a:b@c"),
+        ("chdb:///a/b:c@d", "chdb:///a/b:c@d"),
+    ],
+)
+def test_a_password_in_a_url_is_masked_and_nothing_else(url: str, shown: str) -> None:
+    assert masked(url) == shown
 
 
 def test_changed_leaves_the_defaults_out() -> None:

@@ -152,7 +152,7 @@ def watch_screen(console: Console, seconds: float, ask: Callable[[], Any], draw:
 
     def frame() -> RenderableType:
         note = Text(trouble, "red") if trouble else Text(f"every {seconds:g} s, Ctrl-C ends", "bright_black")
-        return Group(draw(state, console.width), Text(), note)
+        return Group(note, draw(state, console.width))  # the note first: what does not fit is cut off at the end
 
     live = Live(get_renderable=frame, console=console, screen=True, refresh_per_second=FRAMES_A_SECOND) if console.is_terminal else None
     try:

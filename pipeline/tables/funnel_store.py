@@ -211,8 +211,9 @@ def _fold(
         else:
             high = middle
     if low == 0 or low * 4 < n:
-        if ba + br > 0:
-            ba, br = settle(number, starts, s.base_attempts, s.base_results, ba, br, horizon)
+        if ba + br > 0:  # the events that stay may be older than the horizon, and the base is the state before them
+            first = horizon if low == 0 else events[0] >> 16
+            ba, br = settle(number, starts, s.base_attempts, s.base_results, ba, br, first)
         return n, ba, br
     ba, br = run(number, exclusions, starts, events, 0, low, s.base_attempts, s.base_results, ba, br, s.group, s.matching)
     ba, br = settle(number, starts, s.base_attempts, s.base_results, ba, br, horizon)

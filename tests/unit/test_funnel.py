@@ -76,6 +76,19 @@ def test_inactive_user_keeps_no_block() -> None:
     assert _levels(run) == {2: 1}
 
 
+def test_result_of_an_ended_window_is_kept_while_later_events_of_it_are_not_folded() -> None:
+    run = _run(Funnel("f", STEPS[:2], 10 * HOUR, "1h", hold_constant="item_id"), lateness=4 * DAY)
+    run.apply([_event(0, "view_item", item_id="a"), _event(10, "add_to_cart", item_id="a")])
+    run.table.expire(T0 + 30)
+    run.apply([_event(HOUR // 2, "view_item", item_id="b")])  # folds what was before
+    run.apply([_event(3 * HOUR + i, "view_item", item_id="c") for i in range(10)])
+    run.table.expire(T0 + HOUR + HOUR // 2)
+    run.apply([_event(3 * HOUR + 5, "view_item", 5, item_id="d")])  # one of twelve events is before the horizon: too few to fold
+    run.apply([_event(3 * HOUR + 6, "add_to_cart", 6, item_id="b")])
+    first_hour = {key: users for key, users in run.counted().items() if key[3] == T0}
+    assert first_hour == {(0, 2, int(np.searchsorted(HISTOGRAM_UPPER, 10)), T0, ""): 1}
+
+
 def test_cells_are_final_after_window_conversion_and_lateness() -> None:
     run = _run(Funnel("f", STEPS, HOUR, "1d", version="v1"), zone="Asia/Shanghai", lateness=2 * HOUR)
     run.apply([_event(17 * HOUR, "view_item")])

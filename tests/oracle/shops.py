@@ -97,6 +97,20 @@ def rees46() -> list[Sent]:
     return sorted(out, key=lambda m: m.ts)
 
 
+def helpdesk() -> list[Sent]:
+    """A ticket is the user, who handles it the channel; its activities are the events."""
+    out = [
+        sent("clickstream", f"desk-{i}", row["concept:name"], _ms(row["time:timestamp"].removesuffix("+00:00")), row["case:concept:name"], channel=row["org:resource"])
+        for i, row in enumerate(_rows(_file("helpdesk", "tickets.csv.gz")))
+    ]  # fmt: skip
+    return sorted(out, key=lambda m: m.ts)
+
+
+def facts(name: str) -> dict[str, Any]:
+    """The figures that came with a set, computed by others."""
+    return dict(json.loads(_file(name, "facts.json").read_text()))
+
+
 def online_retail() -> list[Sent]:
     """An invoice is a purchase, a C-invoice a refund; customers only. Lines of one invoice may differ by a minute: the first counts."""
     invoices: dict[tuple[str, str], list[tuple[int, Decimal]]] = defaultdict(list)

@@ -21,7 +21,7 @@ from pipeline.sinks.embedded import EmbeddedWarehouse
 from schemas.rows import COLUMNS
 from tests.integration.driving import arranged, consume, drivers, idle_topics, lanes, ms, reported, same
 from tests.oracle import shops
-from tests.oracle.finals import Watermarks, funnel_is_final, local_date, retention_finals, watermarks
+from tests.oracle.finals import Watermarks, funnel_is_final, kpi_finals, local_date, retention_finals, watermarks
 from tests.oracle.shops import Sent
 from tests.oracle.sql import Oracle, bucket_of_quantile
 
@@ -321,6 +321,7 @@ def test_reports_equal_sql(case_of: Callable[[str], Case], warehouse: EmbeddedWa
     at = watermarks(lanes(case.messages, partitions), case.idle)
     same("final of funnel_report", *finals_of_funnels(warehouse, case, at))
     same("final of retention_report", *finals_of_retentions(warehouse, case, at))
+    same("final of kpi_report", *finals_of_kpis(warehouse, case, at))
     same("median_ms and p90_ms of funnel_report", *quantiles(warehouse, case))
     counts = warehouse.query(
         "SELECT sum(a), sum(d), sum(l) FROM (SELECT argMax(applied, version) AS a, argMax(duplicates, version) AS d, argMax(too_late, version) AS l "
@@ -342,6 +343,13 @@ def finals_of_retentions(warehouse: EmbeddedWarehouse, case: Case, at: Watermark
     found = {(name, ms(w), s, n): bool(final) for name, w, s, n, final in rows}
     right = retention_finals(case.definitions, case.retentions, at)
     return found, {key: found[key] if found.get(key) in answers else min(answers) for key, answers in right.items()}
+
+
+def finals_of_kpis(warehouse: EmbeddedWarehouse, case: Case, at: Watermarks) -> tuple[dict[Any, bool], dict[Any, bool]]:
+    rows = warehouse.query("SELECT kpi, window, window_start, dimension, dimension_value, currency, final FROM kpi_report")
+    return {(kpi, window, ms(w), d, v, c): bool(final) for kpi, window, w, d, v, c, final in rows}, kpi_finals(
+        case.definitions, case.kpis, at.smallest
+    )
 
 
 def quantiles(warehouse: EmbeddedWarehouse, case: Case) -> tuple[dict[Any, Any], dict[Any, Any]]:

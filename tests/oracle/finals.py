@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from pipeline.definitions import Definitions, Retention
 from tests.oracle.shops import Sent
-from tests.oracle.sql import RetentionKey
+from tests.oracle.sql import KpiKey, RetentionKey
 
-HOUR_MS = 3_600_000
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 
 
 class Watermarks(NamedTuple):
@@ -64,6 +65,23 @@ def funnel_is_final(definitions: Definitions, name: str, window_start: int, wate
     return (
         window_end(window_start, funnel.entry_window, definitions.time_zone) + funnel.conversion_ms + definitions.lateness_ms <= watermark
     )
+
+
+def follows_ms(definitions: Definitions, name: str) -> int:
+    """So long after its window a KPI may change: second orders, sessions of up to a day, what becomes of an order; a formula with its slower side."""
+    kpi = next(k for k in definitions.kpis if k.name == name)
+    if kpi.source == "formula":
+        return max(follows_ms(definitions, kpi.left), follows_ms(definitions, kpi.right))
+    if kpi.source == "orders" and kpi.aggregate in ("paid_of_created", "refunded_of_paid"):
+        return 180 * DAY_MS
+    return {"repeat": kpi.within_ms, "sessions": DAY_MS}.get(kpi.source, 0)
+
+
+def kpi_finals(definitions: Definitions, keys: Iterable[KpiKey], watermark: int) -> dict[KpiKey, bool]:
+    """Window end + what follows + lateness ≤ watermark."""
+    follows = {kpi.name: follows_ms(definitions, kpi.name) for kpi in definitions.kpis}
+    end = cache(lambda start, window: window_end(start, window, definitions.time_zone))
+    return {key: end(key[2], key[1]) + follows[key[0]] + definitions.lateness_ms <= watermark for key in keys}
 
 
 def retention_finals(

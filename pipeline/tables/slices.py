@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +114,7 @@ class Slices:
         a = self.arrays
         for block in blocks.tolist():
             a.words[block : block + slots * stride] = 0
-        given = (numbers, blocks, slots, stride, 0)
+        given: tuple[Any, ...] = (numbers, blocks, slots, stride, 0)
         self.arrays = SliceArrays(a.words, *(np.insert(column, at, value) for column, value in zip(a[1:], given, strict=True)))
 
     def grow(self, k: int) -> None:

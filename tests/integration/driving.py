@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from kafka.partitioner.default import murmur2
 
@@ -142,18 +142,41 @@ def ms(when: datetime) -> int:
     return int(when.timestamp()) * 1000
 
 
+class Reports(NamedTuple):
+    """The three reports by key: values as `tests.oracle.sql.Oracle` gives them (retentions without empty periods), then the other columns."""
+
+    funnels: dict[Any, int]
+    retentions: dict[Any, Any]
+    kpis: dict[Any, Decimal]
+    times: dict[Any, tuple[int, int]]
+    funnel_finals: dict[Any, bool]
+    retention_finals: dict[Any, bool]
+    kpi_finals: dict[Any, bool]
+
+
+def reports(warehouse: Any, where: str = "1") -> Reports:
+    """Every column of the reports, each read once: a view is computed anew for each query."""
+    out = Reports({}, {}, {}, {}, {}, {}, {})
+    funnel = "funnel, window_start, segment, step, users, median_ms, p90_ms, final"
+    for name, start, segment, step, users, median, p90, final in warehouse.query(f"SELECT {funnel} FROM funnel_report WHERE {where}"):
+        key = (name, ms(start), segment, step)
+        out.funnels[key], out.times[key], out.funnel_finals[key] = users, (median, p90), bool(final)
+    retention = "retention, cohort_start, segment, period, final, users, users_on_or_after, value"
+    for name, start, segment, n, final, *values in warehouse.query(f"SELECT {retention} FROM retention_report WHERE {where}"):
+        key = (name, ms(start), segment, n)
+        out.retention_finals[key] = bool(final)
+        if any(values):
+            out.retentions[key] = tuple(values)
+    kpi = "kpi, window, window_start, dimension, dimension_value, currency, value, final"
+    for name, window, start, dimension, of, currency, value, final in warehouse.query(f"SELECT {kpi} FROM kpi_report WHERE {where}"):
+        found = (name, window, ms(start), dimension, of, currency)
+        out.kpis[found], out.kpi_finals[found] = value, bool(final)
+    return out
+
+
 def reported(warehouse: Any, where: str = "1") -> tuple[dict[Any, int], dict[Any, Any], dict[Any, Decimal]]:
-    """The three reports as `tests.oracle.sql.Oracle` gives them: funnels, retentions without empty periods, KPIs."""
-    funnels = warehouse.query(f"SELECT funnel, window_start, segment, step, users FROM funnel_report WHERE {where}")
-    retentions = warehouse.query(
-        f"SELECT retention, cohort_start, segment, period, users, users_on_or_after, value FROM retention_report WHERE {where}"
-    )
-    kpis = warehouse.query(f"SELECT kpi, window, window_start, dimension, dimension_value, currency, value FROM kpi_report WHERE {where}")
-    return (
-        {(f, ms(w), s, step): n for f, w, s, step, n in funnels},
-        {(name, ms(w), s, n): tuple(values) for name, w, s, n, *values in retentions if any(values)},
-        {(kpi, window, ms(w), d, v, c): value for kpi, window, w, d, v, c, value in kpis},
-    )
+    """Funnels, retentions and KPIs."""
+    return reports(warehouse, where)[:3]
 
 
 def same(kind: str, found: dict[Any, Any], wanted: dict[Any, Any]) -> None:

@@ -19,9 +19,9 @@ from pipeline.definitions_file import DEFAULT_FILE, loads
 from pipeline.sinks.catalog import install
 from pipeline.sinks.embedded import EmbeddedWarehouse
 from schemas.rows import COLUMNS
-from tests.integration.driving import arranged, consume, drivers, idle_topics, lanes, ms, reported, same
+from tests.integration.driving import arranged, consume, drivers, idle_topics, lanes, reported, reports, same
 from tests.oracle import shops
-from tests.oracle.finals import Watermarks, funnel_is_final, kpi_finals, local_date, retention_finals, watermarks
+from tests.oracle.finals import funnel_finals, kpi_finals, local_date, retention_finals, watermarks
 from tests.oracle.shops import Sent
 from tests.oracle.sql import Oracle, bucket_of_quantile
 
@@ -314,15 +314,20 @@ def test_reports_equal_sql(case_of: Callable[[str], Case], warehouse: EmbeddedWa
     messages = arranged(case.messages, arrival, case.definitions.lateness_ms, r)
     garbage = consume(drivers(case.definitions, partitions, warehouse, case.idle), messages, r)
 
-    funnels, retentions, kpis = reported(warehouse)
-    same("funnel_report", funnels, case.funnels)
-    same("retention_report", retentions, case.retentions)
-    same("kpi_report", kpis, case.kpis)
+    found = reports(warehouse)
+    same("funnel_report", found.funnels, case.funnels)
+    same("retention_report", found.retentions, case.retentions)
+    same("kpi_report", found.kpis, case.kpis)
+    same("median_ms and p90_ms of funnel_report", found.times, quantiles(case))
     at = watermarks(lanes(case.messages, partitions), case.idle)
-    same("final of funnel_report", *finals_of_funnels(warehouse, case, at))
-    same("final of retention_report", *finals_of_retentions(warehouse, case, at))
-    same("final of kpi_report", *finals_of_kpis(warehouse, case, at))
-    same("median_ms and p90_ms of funnel_report", *quantiles(warehouse, case))
+    same("final of funnel_report", found.funnel_finals, funnel_finals(case.definitions, case.funnels, at.smallest))
+    same("final of kpi_report", found.kpi_finals, kpi_finals(case.definitions, case.kpis, at.smallest))
+    # where both answers are right, what the report says is
+    right = retention_finals(case.definitions, case.retentions, at)
+    wanted = {
+        key: found.retention_finals[key] if found.retention_finals.get(key) in answers else min(answers) for key, answers in right.items()
+    }
+    same("final of retention_report", found.retention_finals, wanted)
     counts = warehouse.query(
         "SELECT sum(a), sum(d), sum(l) FROM (SELECT argMax(applied, version) AS a, argMax(duplicates, version) AS d, argMax(too_late, version) AS l "
         "FROM progress GROUP BY topic, partition)"
@@ -331,32 +336,10 @@ def test_reports_equal_sql(case_of: Callable[[str], Case], warehouse: EmbeddedWa
     assert int(warehouse.query("SELECT count() FROM (SELECT DISTINCT topic, partition, offset FROM rejects)")[0][0]) == garbage
 
 
-def finals_of_funnels(warehouse: EmbeddedWarehouse, case: Case, at: Watermarks) -> tuple[dict[Any, bool], dict[Any, bool]]:
-    rows = warehouse.query("SELECT funnel, window_start, segment, step, final FROM funnel_report")
-    wanted = {key: funnel_is_final(case.definitions, key[0], key[1], at.smallest) for key in case.funnels}
-    return {(f, ms(w), s, step): bool(final) for f, w, s, step, final in rows}, wanted
-
-
-def finals_of_retentions(warehouse: EmbeddedWarehouse, case: Case, at: Watermarks) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """What the report says; what it should say, which is what it says wherever both answers are right."""
-    rows = warehouse.query("SELECT retention, cohort_start, segment, period, final FROM retention_report")
-    found = {(name, ms(w), s, n): bool(final) for name, w, s, n, final in rows}
-    right = retention_finals(case.definitions, case.retentions, at)
-    return found, {key: found[key] if found.get(key) in answers else min(answers) for key, answers in right.items()}
-
-
-def finals_of_kpis(warehouse: EmbeddedWarehouse, case: Case, at: Watermarks) -> tuple[dict[Any, bool], dict[Any, bool]]:
-    rows = warehouse.query("SELECT kpi, window, window_start, dimension, dimension_value, currency, final FROM kpi_report")
-    return {(kpi, window, ms(w), d, v, c): bool(final) for kpi, window, w, d, v, c, final in rows}, kpi_finals(
-        case.definitions, case.kpis, at.smallest
-    )
-
-
-def quantiles(warehouse: EmbeddedWarehouse, case: Case) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    rows = warehouse.query("SELECT funnel, window_start, segment, step, median_ms, p90_ms FROM funnel_report")
-    found = {(f, ms(w), s, step): (median, p90) for f, w, s, step, median, p90 in rows}
+def quantiles(case: Case) -> dict[Any, tuple[int, ...]]:
+    """The buckets that hold the exact median and 90th percentile; 0 where nobody stopped."""
     both = Decimal("0.5"), Decimal("0.9")
-    return found, {key: tuple(bucket_of_quantile(q, case.times[key]) if key in case.times else 0 for q in both) for key in case.funnels}
+    return {key: tuple(bucket_of_quantile(q, case.times[key]) if key in case.times else 0 for q in both) for key in case.funnels}
 
 
 @pytest.mark.parametrize("name", ZONES)

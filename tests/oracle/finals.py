@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from pipeline.definitions import Definitions, Retention
 from tests.oracle.shops import Sent
-from tests.oracle.sql import KpiKey, RetentionKey
+from tests.oracle.sql import FunnelKey, KpiKey, RetentionKey
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 
@@ -65,6 +65,11 @@ def funnel_is_final(definitions: Definitions, name: str, window_start: int, wate
     return (
         window_end(window_start, funnel.entry_window, definitions.time_zone) + funnel.conversion_ms + definitions.lateness_ms <= watermark
     )
+
+
+def funnel_finals(definitions: Definitions, keys: Iterable[FunnelKey], watermark: int) -> dict[FunnelKey, bool]:
+    judge = cache(lambda name, start: funnel_is_final(definitions, name, start, watermark))
+    return {key: judge(key[0], key[1]) for key in keys}
 
 
 def follows_ms(definitions: Definitions, name: str) -> int:

@@ -13,6 +13,10 @@ Period = Literal["day", "week", "month"]
 Window = Literal["1m", "1h", "1d", "1w", "1mo"]
 Op = Literal["eq", "ne", "gt", "gte", "lt", "lte"]
 ANY_EVENT = "*"
+ORDER_HORIZON_MS = 180 * 86_400_000
+"""A later event of an order decides nothing after so long."""
+LONGEST_SESSION_MS = 86_400_000
+"""Sessions have no bound; `final` in reports is right for those that are at most so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,15 @@ class Kpi:
     windows: tuple[Window, ...] = ("1m", "1h", "1d")
     money: bool = False  # its values are in 1/MONEY_SCALE of a currency and are kept a currency at a time
     version: str = ""
+
+    @property
+    def follows_ms(self) -> int:
+        """So long after the end of its window an event may still count in it."""
+        if self.source == "repeat":
+            return self.within_ms
+        if self.source == "sessions":
+            return LONGEST_SESSION_MS
+        return ORDER_HORIZON_MS if self.aggregate in ("paid_of_created", "refunded_of_paid") else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from schemas.rejects import Reason, RejectedRecord
 from schemas.rows import PROGRESS, REJECTS, Rows
 
 NO_WATERMARK = -1
+HELD_BACK = 1
+"""Watermark (ms) in `progress` of a partition with events, one of whose topics has shown none yet: nothing in the reports is final."""
 LARGEST_MESSAGE = 8 << 20
 """What every topic and producer of ours must let through, bytes: a reject carries up to 1 MiB raw as base64, and an event above the limit must arrive to be rejected."""
 
@@ -297,13 +299,13 @@ class Partition:
     def snapshot(self) -> Flush | None:
         """All that changed since the last flush, at one instant; None when nothing did."""
         pending = self._pending
-        if not pending.moved:
+        horizon = max(self.horizon, self.watermark - self.definitions.lateness_ms)
+        if not pending.moved and horizon == self.horizon:  # a topic that became idle moves the horizon without an event
             return None
         self._pending = _Pending()
         self.flushed += 1
         n = self.flushed
-        if self.watermark != NO_WATERMARK:
-            self.horizon = max(self.horizon, self.watermark - self.definitions.lateness_ms)
+        self.horizon = horizon
         self.board.expire(self.horizon)
         self.board.cells.stamp(n)
         rejects = [(*row[:-1], n) for _, row in pending.rejects]
@@ -349,7 +351,8 @@ class Partition:
     def _capture(self, n: int) -> None:
         rows = self.board.cells.above(self.sunk_flush)
         cells = self.board.cells.arrays
-        watermark = self.horizon + self.definitions.lateness_ms if self.horizon else 0
+        unknown = HELD_BACK if any(s.watermark != NO_WATERMARK for s in self.states.values()) else 0
+        watermark = self.horizon + self.definitions.lateness_ms if self.horizon else unknown
         progress = []
         for topic in dict.fromkeys((*self.states, *self._beyond)):
             s = self.states.get(topic) or TopicState()

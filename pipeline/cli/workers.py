@@ -45,8 +45,9 @@ class Workers:
                 self._processes[i] = self._start()
 
     def stop(self) -> None:
-        """Ask them to end, each with a last flush. Raises RunFailed when one does not end well."""
+        """Tell them that the input has ended and ask them to end, each with a last flush. Raises RunFailed when one does not end well."""
         for process in self._processes:
+            process.send_signal(signal.SIGUSR1)
             process.terminate()
         for process in self._processes:
             try:
@@ -56,6 +57,7 @@ class Workers:
             if code not in (
                 0,
                 -signal.SIGTERM,
+                -signal.SIGUSR1,
                 -signal.SIGKILL,
             ):  # one that was just started again owns nothing yet; what is applied is in the warehouse
                 raise RunFailed(f"a worker ended with code {code}.\n{self.tail()}")

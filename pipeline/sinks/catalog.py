@@ -17,13 +17,13 @@ Row = tuple[Any, ...]
 _TABLES = {
     "catalog_funnels": ("funnel", "definition", "step", "step_name"),
     "catalog_retentions": ("retention", "definition", "period", "periods"),
-    "catalog_kpis": ("kpi", "definition", "kind", "scale", "left_kpi", "operator", "right_kpi", "quantile", "money"),
+    "catalog_kpis": ("kpi", "definition", "kind", "scale", "left_kpi", "operator", "right_kpi", "quantile", "money", "follows_ms"),
     "catalog_shop": ("setting", "value"),
 }
 _TOMBSTONES: dict[str, Row] = {
     "catalog_funnels": (0, ""),
     "catalog_retentions": ("", 0),
-    "catalog_kpis": ("", 1, "", "", "", 0.0, 0),
+    "catalog_kpis": ("", 1, "", "", "", 0.0, 0, 0),
     "catalog_shop": (),
 }
 _BATCH = 200
@@ -38,7 +38,7 @@ def install(warehouse: Warehouse, definitions: Definitions, now_ms: int) -> int:
     wanted: dict[str, dict[str, list[Row]]] = {
         "catalog_funnels": {funnel.name: _funnel(funnel) for funnel in definitions.funnels},
         "catalog_retentions": {retention.name: _retention(retention) for retention in definitions.retentions},
-        "catalog_kpis": {kpi.name: _kpi(kpi) for kpi in definitions.kpis},
+        "catalog_kpis": {kpi.name: _kpi(kpi, definitions) for kpi in definitions.kpis},
     }
     shop = {"time_zone": definitions.time_zone, "currency": definitions.currency}
     _install(warehouse, "catalog_shop", {name: [(name, value)] for name, value in shop.items()}, now_ms)
@@ -88,7 +88,7 @@ def _retention(retention: Retention) -> list[Row]:
     return [(retention.name, retention.version, retention.period, retention.periods)]
 
 
-def _kpi(kpi: Kpi) -> list[Row]:
+def _kpi(kpi: Kpi, definitions: Definitions) -> list[Row]:
     kind = (
         "formula"
         if kpi.source == "formula"
@@ -99,4 +99,5 @@ def _kpi(kpi: Kpi) -> list[Row]:
         else "count"
     )
     scale = MONEY_SCALE if kind == "sum" else 1
-    return [(kpi.name, kpi.version, kind, scale, kpi.left, kpi.operator, kpi.right, float(kpi.quantile), int(kpi.money))]
+    follows = max(leg.follows_ms for leg in (kpi, *definitions.kpis) if leg is kpi or leg.name in (kpi.left, kpi.right))
+    return [(kpi.name, kpi.version, kind, scale, kpi.left, kpi.operator, kpi.right, float(kpi.quantile), int(kpi.money), follows)]

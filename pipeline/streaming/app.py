@@ -33,6 +33,8 @@ from pipeline.topics import TopicsError
 
 log = logging.getLogger("shopstream.worker")
 
+END_OF_INPUT = signal.SIGUSR1
+"""`shopstream run` sends it once everything is applied."""
 STOP_SECONDS = 60
 REVOKED_SECONDS = 20
 GC_THRESHOLDS = (100_000, 50, 1000)
@@ -170,6 +172,7 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
     owner: Owner = app.tables.owner
     flusher, feeder = Flusher(owner, options.flush), Feeder(owner, warehouse, options.flush)
     owner.emptied = feeder.nothing_known
+    loop.add_signal_handler(END_OF_INPUT, flusher.end_of_input)
 
     @app.on_partitions_revoked.connect
     async def flush_before_the_group_goes_on(_app: Any, revoked: Any, **_: Any) -> None:

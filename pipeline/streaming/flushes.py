@@ -42,6 +42,7 @@ class Flusher:
     def __init__(self, owner: Owner, options: FlushOptions) -> None:
         self.owner = owner
         self.options = options
+        self._ended = False
         self._cycle = asyncio.Lock()
         self._told_at = 0.0
 
@@ -53,6 +54,12 @@ class Flusher:
                 await self._look_at_ends()
                 await self.flush()
                 await self._tell_group()
+
+    def end_of_input(self) -> None:
+        """No event will come any more: no topic holds a watermark back, and the last flush says what is final."""
+        self._ended = True
+        for owned in self.owner.owned.values():
+            owned.partition.idle.update(self.owner.topics.sources)
 
     async def flush(self) -> None:
         """What every partition has not flushed yet. After `Owner.hold` nothing is left to flush until the next assignment."""
@@ -94,7 +101,7 @@ class Flusher:
             if begin == (owner.starts.get(tp) if applied < 0 else applied):  # everything fetched is applied
                 owned.partition.advance(tp.topic, position)
             quiet = now - owned.last_run.setdefault(tp.topic, now)
-            if 0 < self.options.idle_seconds < quiet:
+            if self._ended or 0 < self.options.idle_seconds < quiet:
                 owned.partition.idle.add(tp.topic)
             else:
                 owned.partition.idle.discard(tp.topic)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.columns import I32, I64, U64, Strings
+from pipeline.definitions import ORDER_HORIZON_MS
 from pipeline.plan import ORDER_EVENTS, Plan
 from pipeline.tables.kernel import CellArrays, Cells, cells_room, grown, jit
 from pipeline.tables.kpi_rows import (
@@ -34,7 +35,6 @@ from pipeline.tables.table import Arrays, Batch
 from pipeline.windows import DAY_MS
 from schemas.rows import Rows
 
-ORDER_HORIZON_MS = 180 * DAY_MS
 DONE, MORE_CELLS, MORE_ROWS = 0, 1, 2
 NEVER = np.iinfo(np.int64).max
 CREATED, PAID, CANCELLED, REFUNDED = range(4)  # as ORDER_EVENTS

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.columns import I32, I64, U64, Strings
+from pipeline.definitions import LONGEST_SESSION_MS
 from pipeline.plan import Plan
 from pipeline.tables.kernel import (
     HISTOGRAM_UPPER,
@@ -43,7 +44,7 @@ from pipeline.tables.kpi_rows import (
     window_of,
 )
 from pipeline.tables.table import Arrays, Batch
-from pipeline.windows import DAY_MS, MINUTE_MS
+from pipeline.windows import MINUTE_MS
 from schemas.rows import Rows
 
 DONE, MORE_CELLS, MORE_WORDS, MORE_SCRATCH = 0, 1, 2, 3
@@ -51,7 +52,6 @@ AGGREGATES = ("count", "bounces", "pages", "dwell", "dwell_quantile")
 COUNT, BOUNCES, PAGES, DWELL, QUANTILE = range(5)
 START, END, N_PAGES, TIE, DIMENSIONS = range(5)  # words of a session; then two string ids a word
 UNDECIDED = 1 << 62
-LONGEST_REPORTED_MS = DAY_MS  # a row's `final_at` allows for sessions up to a day long
 SWEEPS_OF_LATENESS = 8
 
 
@@ -381,7 +381,7 @@ class SessionTable:
 
     def _bounds(self, keys: I64) -> tuple[I64, I64]:
         ends = window_ends(self.kpis, self.metric, self.time_zone, keys)
-        return ends, ends + LONGEST_REPORTED_MS + self.lateness_ms
+        return ends, ends + LONGEST_SESSION_MS + self.lateness_ms
 
     def final_at(self, keys: I64) -> I64:
         """Per cell key: window end + a day + lateness, ms; 2^62 while a session that starts in the window may still change."""

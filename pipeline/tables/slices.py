@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -106,15 +106,16 @@ class Slices:
         return int(np.searchsorted(self.arrays.number, number))
 
     def add_many(self, numbers: I64, stride: int, slots: int = FIRST_SLOTS) -> None:
-        """New empty slices; those that exist stay as they are."""
-        numbers = np.setdiff1d(numbers, self.arrays.number)
+        """New empty slices, `numbers` ascending; those that exist stay as they are."""
+        at = np.searchsorted(self.arrays.number, numbers)
+        new = at == np.searchsorted(self.arrays.number, numbers, side="right")
+        numbers, at = numbers[new], at[new]
         blocks = np.array([self._take(slots * stride) for _ in numbers], np.int64)
         a = self.arrays
-        for at in blocks.tolist():
-            a.words[at : at + slots * stride] = 0
-        order = np.argsort(np.concatenate((a.number, numbers)))
-        new = (numbers, blocks, *(np.full(len(numbers), v) for v in (slots, stride, 0)))
-        self.arrays = SliceArrays(a.words, *(np.concatenate(both)[order] for both in zip(a[1:], new, strict=True)))
+        for block in blocks.tolist():
+            a.words[block : block + slots * stride] = 0
+        given: tuple[Any, ...] = (numbers, blocks, slots, stride, 0)
+        self.arrays = SliceArrays(a.words, *(np.insert(column, at, value) for column, value in zip(a[1:], given, strict=True)))
 
     def grow(self, k: int) -> None:
         """Twice the slots for slice k."""

@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS {database}.catalog_retentions {on_cluster}
 ENGINE = {replacing(catalog_retentions, installed_at)}
 ORDER BY (retention, definition);
 
--- kind: count | sum | quantile | formula. scale: what a stored value is divided by.
+-- kind: count | sum | quantile | formula. scale: what a stored value is divided by. follows_ms: so long after its window an event may still count in it.
 CREATE TABLE IF NOT EXISTS {database}.catalog_kpis {on_cluster}
 (
     kpi String,
@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS {database}.catalog_kpis {on_cluster}
     right_kpi String,
     quantile Float64,
     money UInt8,
+    follows_ms Int64,
     installed_at Int64
 )
 ENGINE = {replacing(catalog_kpis, installed_at)}

@@ -22,10 +22,10 @@ FROM
 WHERE definition != '';
 
 CREATE VIEW IF NOT EXISTS {database}.current_kpis {on_cluster} AS
-SELECT kpi, definition, kind, scale, left_kpi, operator, right_kpi, quantile
+SELECT kpi, definition, kind, scale, left_kpi, operator, right_kpi, quantile, follows_ms
 FROM
 (
-    SELECT kpi, definition, kind, scale, left_kpi, operator, right_kpi, quantile, installed_at
+    SELECT kpi, definition, kind, scale, left_kpi, operator, right_kpi, quantile, follows_ms, installed_at
     FROM {database}.catalog_kpis
     ORDER BY installed_at DESC, definition DESC LIMIT 1 BY kpi
 )
@@ -109,6 +109,7 @@ ANY LEFT JOIN (SELECT * FROM {database}.watermarks) AS watermarks USING (one);
 -- A cohort's row for every period from 0 to the last that has begun by the largest watermark, at most the definition's number, and beyond
 -- them those with users: 0 says nobody came. SQL knows no shop's zone: the local date of a cohort's midnight is that of 13 hours
 -- later (right for offsets of -10 to +13 hours), and a period without a cell is final an hour late, for clocks that change.
+-- final is that of users and value; users_on_or_after can change until the cohort's last period is final.
 -- users_on_or_after: users whose last active period is this one or later. value: the sum of the value field in the period.
 CREATE VIEW IF NOT EXISTS {database}.retention_report {on_cluster} AS
 SELECT
@@ -118,9 +119,9 @@ SELECT
     period,
     toUInt64(arraySum(arrayMap((p, m, v) -> if(p = period AND m = 'users', v, toInt64(0)), cell_periods, measures, amounts))) AS users,
     toUInt8(if(
-        has(cell_periods, period),
+        arrayExists((p, f) -> p = period AND f > 0, cell_periods, finals),
         arrayReduce('max', arrayMap((p, f) -> if(p = period, f, toInt64(0)), cell_periods, finals)),
-        first_final_at + (toInt64(begins) - toInt64(local_date)) * 86400000 + 3600000
+        first_final_at + (toInt64(ends) - toInt64(first_ends)) * 86400000 + 3600000
     ) <= smallest) AS final,
     toUInt64(arraySum(arrayMap((p, m, v) -> if(p >= period AND m = 'last', v, toInt64(0)), cell_periods, measures, amounts))) AS users_on_or_after,
     toDecimal128(arraySum(arrayMap((p, m, v) -> if(p = period AND m = 'value', v, toInt64(0)), cell_periods, measures, amounts)), 4)
@@ -138,17 +139,24 @@ FROM
             period_unit = 'week', addDays(local_date, period * 7),
             addMonths(local_date, period)
         ) AS begins,
+        multiIf(
+            period_unit = 'day', addDays(local_date, period + 1),
+            period_unit = 'week', addDays(local_date, period * 7 + 7),
+            addMonths(local_date, period + 1)
+        ) AS ends,
+        multiIf(period_unit = 'day', addDays(local_date, 1), period_unit = 'week', addDays(local_date, 7), addMonths(local_date, 1)) AS first_ends,
         cell_periods,
         measures,
         amounts,
         finals,
-        arrayReduce('min', finals) AS first_final_at,
+        first_final_at,
         last_cell,
         smallest,
         largest
     FROM
     (
-        SELECT retention, cohort_start, segment, cell_periods, measures, amounts, finals, last_cell, period_unit, periods, smallest, largest
+        SELECT
+            retention, cohort_start, segment, cell_periods, measures, amounts, finals, first_final_at, last_cell, period_unit, periods, smallest, largest
         FROM
         (
             SELECT
@@ -159,7 +167,8 @@ FROM
                 groupArray(period) AS cell_periods,
                 groupArray(measure) AS measures,
                 groupArray(amount) AS amounts,
-                groupArray(last_change) AS finals,
+                groupArray(if(measure = 'last', toInt64(0), last_change)) AS finals,
+                minIf(last_change, measure != 'last') AS first_final_at,
                 max(period) AS last_cell
             FROM
             (
@@ -199,19 +208,20 @@ WHERE period <= last_cell OR toInt64(cohort_start) + (toInt64(begins) - toInt64(
 -- One pass: every stored number is a leg of its own KPI and of the formulas that name it. A count has no currency and goes with each
 -- currency of a formula's other leg. A missing leg of a sum or difference is 0, a ratio without denominator has no row.
 -- Quotients have 8 digits, cut off. A quantile is the upper bound (ms) of the histogram's bucket that holds the nearest rank.
+-- waits_ms: a formula is final with its slower leg, also where that leg has no row yet.
 CREATE VIEW IF NOT EXISTS {database}.kpi_legs {on_cluster} AS
-SELECT stored, definition, kind, scale, quantile, kpi, operator, side
+SELECT stored, definition, kind, scale, quantile, kpi, operator, side, kpi_follows_ms - follows_ms AS waits_ms
 FROM
 (
-    SELECT left_kpi AS stored, kpi, operator, 'left' AS side FROM {database}.current_kpis WHERE kind = 'formula'
+    SELECT left_kpi AS stored, kpi, operator, 'left' AS side, follows_ms AS kpi_follows_ms FROM {database}.current_kpis WHERE kind = 'formula'
     UNION ALL
-    SELECT right_kpi AS stored, kpi, operator, 'right' AS side FROM {database}.current_kpis WHERE kind = 'formula'
+    SELECT right_kpi AS stored, kpi, operator, 'right' AS side, follows_ms AS kpi_follows_ms FROM {database}.current_kpis WHERE kind = 'formula'
     UNION ALL
-    SELECT kpi AS stored, kpi, '' AS operator, 'left' AS side FROM {database}.current_kpis WHERE kind != 'formula'
+    SELECT kpi AS stored, kpi, '' AS operator, 'left' AS side, follows_ms AS kpi_follows_ms FROM {database}.current_kpis WHERE kind != 'formula'
 ) AS legs
 ALL INNER JOIN
 (
-    SELECT kpi AS stored, definition, kind, scale, quantile FROM {database}.current_kpis WHERE kind != 'formula'
+    SELECT kpi AS stored, definition, kind, scale, quantile, follows_ms FROM {database}.current_kpis WHERE kind != 'formula'
 ) AS names
 USING (stored);
 
@@ -338,7 +348,7 @@ FROM
                     amounts,
                     total,
                     ceil(round(quantile * total, 6)) AS rank,
-                    final_at
+                    final_at + waits_ms AS final_at
                 FROM (SELECT * FROM {database}.kpi_numbers WHERE total != 0) AS cells
                 ALL INNER JOIN (SELECT * FROM {database}.kpi_legs) AS kpi_legs USING (stored, definition)
             )

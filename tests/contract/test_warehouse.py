@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.definitions import Definitions, Funnel, Kpi, Match, Retention, Step
+from pipeline.definitions import ORDER_HORIZON_MS, Definitions, Funnel, Kpi, Match, Retention, Step
 from pipeline.sinks.catalog import install
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.shared import KEY_VARIABLE, SharedWarehouse, new_key
@@ -397,6 +397,16 @@ def test_final_waits_for_the_slowest_partition_and_ignores_those_without_events(
     assert final() == {(1,)}
 
 
+def test_ratio_is_final_with_its_slower_side_also_before_that_has_a_row(warehouse: Warehouse) -> None:
+    paid, refunded = Kpi("paid", "orders", "paid", version="v1"), Kpi("refunded", "orders", "refunded_of_paid", version="v1")
+    install(warehouse, Definitions(kpis=(paid, refunded, formula("refund_rate", "refunded", "/", "paid"))), 1)
+    warehouse.insert(columns("kpi_cells", [kpi_cell("paid", 5)]) | columns("progress", [progress(0, T0 + 2 * DAY)]))
+    report = "SELECT kpi, value, final FROM kpi_report ORDER BY kpi"
+    assert warehouse.query(report) == [("paid", Decimal(5), 1), ("refund_rate", Decimal(0), 0)]
+    warehouse.insert(columns("progress", [progress(0, T0 + 2 * DAY + ORDER_HORIZON_MS, version=2)]))
+    assert warehouse.query(report) == [("paid", Decimal(5), 1), ("refund_rate", Decimal(0), 1)]
+
+
 # --- retention -----------------------------------------------------------------------------------------------------------
 
 
@@ -424,6 +434,27 @@ def test_a_period_begins_by_the_cohorts_own_midnight(warehouse: Warehouse, perio
     assert warehouse.query("SELECT max(period) FROM retention_report") == [(begun,)]
     warehouse.insert(columns("progress", [progress(0, march - 1, version=2)]))
     assert warehouse.query("SELECT max(period) FROM retention_report") == [(begun - (period == "month"),)]
+
+
+def test_period_is_final_though_users_on_or_after_it_may_still_grow(warehouse: Warehouse) -> None:
+    install(warehouse, Definitions(retentions=(WEEKLY,)), 1)
+    end = T0 + 8 * DAY
+    cells = [retention_cell(0, "users", 6), retention_cell(0, "last", 6, final_at=T0 + 100 * DAY)]
+    warehouse.insert(columns("retention_cells", cells) | columns("progress", [progress(0, end - 1)]))
+    assert warehouse.query("SELECT users, final FROM retention_report WHERE period = 0") == [(6, 0)]
+    warehouse.insert(columns("progress", [progress(0, end, version=2)]))
+    assert warehouse.query("SELECT users, final FROM retention_report WHERE period = 0") == [(6, 1)]
+
+
+def test_long_month_without_users_after_a_short_one_is_final_at_its_own_end(warehouse: Warehouse) -> None:
+    february, april = 1_706_745_600_000, 1_711_929_600_000  # 2024, UTC
+    march = 1_709_251_200_000
+    install(warehouse, Definitions(retentions=(Retention("r", Match(("a",)), Match(("b",)), "month", 2, version="v1"),)), 1)
+    cell = retention_cell(0, "users", 1, retention="r", cohort_start=february, final_at=march + DAY)
+    warehouse.insert(columns("retention_cells", [cell]) | columns("progress", [progress(0, april + DAY - 1)]))
+    assert warehouse.query("SELECT period, final FROM retention_report WHERE period < 2 ORDER BY period") == [(0, 1), (1, 0)]
+    warehouse.insert(columns("progress", [progress(0, april + DAY + 3_600_000, version=2)]))
+    assert warehouse.query("SELECT period, final FROM retention_report WHERE period < 2 ORDER BY period") == [(0, 1), (1, 1)]
 
 
 # --- KPIs ------------------------------------------------------------------------------------------------------------------

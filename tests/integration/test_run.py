@@ -28,7 +28,7 @@ from pipeline.sinks.embedded import EmbeddedWarehouse
 from pipeline.sinks.open import open_warehouse
 from pipeline.topics import ensure_topics
 from tests import clickhouse_server
-from tests.integration.test_against_sql import reported, same
+from tests.integration.driving import reported, same
 from tests.oracle import shops
 from tests.oracle.sql import Oracle
 

@@ -51,7 +51,8 @@ def generated() -> list[Sent]:
     return sorted((Sent(m.topic, m.key, m.value, json.loads(m.value)["ts"]) for m in messages), key=lambda m: m.ts)
 
 
-def _file(*path: str) -> Path:
+def file_of(*path: str) -> Path:
+    """A file of the data sets; skips the test, with the reason, where they are not."""
     file = DATA.joinpath(*path)
     if not file.exists():
         pytest.skip(f"the data set {'/'.join(path)} is not there: it is looked for in ../shared/data beside the repository")
@@ -68,7 +69,7 @@ def _ms(text: str) -> int:
 
 def ecom() -> list[Sent]:
     out = []
-    for i, row in enumerate(_rows(_file("ecom", "events.csv.gz"))):
+    for i, row in enumerate(_rows(file_of("ecom", "events.csv.gz"))):
         name = ECOM_NAMES.get(row["event"], row["event"])
         topic = "orders" if name in ("purchase", "payment_failed") else "clickstream"
         order = f"o{row['session_id']}" if topic == "orders" else None
@@ -85,7 +86,7 @@ def ecom() -> list[Sent]:
 def rees46() -> list[Sent]:
     """The cut last line has too few columns and is left out; exact duplicates of rows stay, as events of their own."""
     out = []
-    for i, row in enumerate(_rows(_file("rees46", "events.csv.gz"))):
+    for i, row in enumerate(_rows(file_of("rees46", "events.csv.gz"))):
         if None in row.values() or not row["user_session"]:
             continue
         ts, price = _ms(row["event_time"].removesuffix(" UTC")), float(row["price"])
@@ -97,10 +98,24 @@ def rees46() -> list[Sent]:
     return sorted(out, key=lambda m: m.ts)
 
 
+def helpdesk() -> list[Sent]:
+    """A ticket is the user, who handles it the channel; its activities are the events."""
+    out = [
+        sent("clickstream", f"desk-{i}", row["concept:name"], _ms(row["time:timestamp"].removesuffix("+00:00")), row["case:concept:name"], channel=row["org:resource"])
+        for i, row in enumerate(_rows(file_of("helpdesk", "tickets.csv.gz")))
+    ]  # fmt: skip
+    return sorted(out, key=lambda m: m.ts)
+
+
+def facts(name: str) -> dict[str, Any]:
+    """The figures that came with a set, computed by others."""
+    return dict(json.loads(file_of(name, "facts.json").read_text()))
+
+
 def online_retail() -> list[Sent]:
     """An invoice is a purchase, a C-invoice a refund; customers only. Lines of one invoice may differ by a minute: the first counts."""
     invoices: dict[tuple[str, str], list[tuple[int, Decimal]]] = defaultdict(list)
-    table = pq.read_table(_file("online_retail", "transactions.parquet"))
+    table = pq.read_table(file_of("online_retail", "transactions.parquet"))
     names = {name.lower().replace(" ", "").replace("_", ""): name for name in table.column_names}
     columns = [table.column(names[n]).to_pylist() for n in ("invoiceno", "customerid", "invoicedate", "quantity", "unitprice")]
     for invoice, customer, when, quantity, price in zip(*columns, strict=True):

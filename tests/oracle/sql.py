@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from decimal import ROUND_DOWN, Decimal
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Oracle:
         self.query = query
         self.definitions = definitions
         self.zone = definitions.time_zone
+        self._followed: dict[str, dict[tuple[int, str, int], list[int]]] = {}
         self._load(events)
 
     def _load(self, events: Iterable[tuple[str, bytes]]) -> None:
@@ -87,7 +88,7 @@ class Oracle:
         """Users who got to each step or further, zero included."""
         out: dict[FunnelKey, int] = {}
         for funnel in self.definitions.funnels:
-            deepest = self._levels_in_sql(funnel) if is_plain(funnel) else self._levels_in_python(funnel)
+            deepest = self._levels_in_sql(funnel) if is_plain(funnel) else {k: len(v) for k, v in self._times_in_python(funnel).items()}
             reached: Counter[FunnelKey] = Counter()
             for (window, segment, level), n in deepest.items():
                 for step in range(1, len(funnel.steps) + 1):
@@ -111,7 +112,41 @@ class Oracle:
         """)
         return {(int(entry), "", int(level)): int(n) for entry, level, n in rows}
 
-    def _levels_in_python(self, funnel: Funnel) -> dict[tuple[int, str, int], int]:
+    def times(self) -> dict[FunnelKey, list[int]]:
+        """ms from first step to deepest step, ascending, of the users who got exactly as far as each step; of no user, no row."""
+        out: dict[FunnelKey, list[int]] = {}
+        for funnel in self.definitions.funnels:
+            found = self._times_in_sql(funnel) if is_plain(funnel) else self._times_in_python(funnel)
+            out |= {(funnel.name, *key): sorted(times) for key, times in found.items()}
+        return out
+
+    def _times_in_sql(self, funnel: Funnel) -> dict[tuple[int, str, int], list[int]]:
+        """Every attempt takes the earliest next step it can; of a user's attempts in a window the deepest counts, of those the shortest."""
+        conditions = [condition(step.match) for step in funnel.steps]
+        first, *rest = (f"arraySort(groupArrayIf(ts, {c}))" for c in conditions)
+        rows = self.query(f"""
+            SELECT entry, best.1 AS level, arraySort(groupArray(-best.2)) FROM
+            (
+                SELECT user, {self._window(funnel.entry_window, "start")} AS entry, max((length(reached), start - arrayMax(reached))) AS best FROM
+                (
+                    SELECT user, start, arrayFold(
+                        (reached, later, i) -> if(
+                            length(reached) = i AND arrayExists(t -> t BETWEEN reached[i] AND start + {funnel.conversion_ms}, later),
+                            arrayPushBack(reached, arrayFirst(t -> t >= reached[i], later)), reached
+                        ), later_steps, arrayEnumerate(later_steps), [start]
+                    ) AS reached
+                    FROM (SELECT user, {first} AS starts, [{", ".join(rest)}] AS later_steps FROM oracle.events GROUP BY user)
+                    ARRAY JOIN starts AS start
+                )
+                GROUP BY user, entry
+            )
+            GROUP BY entry, level
+        """)
+        return {(int(entry), "", int(level)): [int(t) for t in times] for entry, level, times in rows}
+
+    def _times_in_python(self, funnel: Funnel) -> dict[tuple[int, str, int], list[int]]:
+        if funnel.name in self._followed:
+            return self._followed[funnel.name]
         steps = [condition(step.match) for step in funnel.steps]
         exclusions = [condition(x.match) for x in funnel.exclusions]
         segment, hold = (f"f_{name}" if name else "''" for name in (funnel.breakdown, funnel.hold_constant))
@@ -122,11 +157,12 @@ class Oracle:
             users[user].append(PlainEvent(int(ts), int(h), *events, value, held, int(topic)))
         names = {name for step in funnel.steps for name in step.match.events}
         topics = frozenset(range(len(TOPICS))) if ANY_EVENT in names else frozenset(TOPIC_OF_EVENT.get(name, 0) for name in names)
-        out: Counter[tuple[int, str, int]] = Counter()
+        out: dict[tuple[int, str, int], list[int]] = defaultdict(list)
         for user_events in users.values():
             for window, outcome in best_outcomes(funnel, user_events, self.zone, topics).items():
-                out[window, outcome.segment, outcome.level] += 1
-        return dict(out)
+                out[window, outcome.segment, outcome.level].append(outcome.duration)
+        self._followed[funnel.name] = dict(out)
+        return self._followed[funnel.name]
 
     # --- retention ------------------------------------------------------------------------------------------------------
 
@@ -211,10 +247,7 @@ class Oracle:
     def _number(self, kpi: Kpi, number: Any) -> Decimal:
         if kpi.aggregate != "dwell_quantile":
             return Decimal(number)
-        durations = [int(x) for x in number]
-        rank = math.ceil(Decimal(str(kpi.quantile)) * len(durations))
-        wanted = durations[rank - 1]
-        return Decimal(next(int(upper) for upper in HISTOGRAM_UPPER if wanted <= upper))
+        return Decimal(bucket_of_quantile(Decimal(str(kpi.quantile)), number))
 
     def _events(self, kpi: Kpi) -> tuple[str, str]:
         assert kpi.match is not None
@@ -266,6 +299,14 @@ class Oracle:
             FROM oracle.events WHERE f_order_id != '' GROUP BY o
         """
         return f"SELECT start AS ts, * EXCEPT start FROM ({orders}) WHERE anchors > 0 AND others > 0", "count()"
+
+
+def bucket_of_quantile(quantile: Decimal, durations: Sequence[Any]) -> int:
+    """Upper bound, ms, of the histogram's bucket that holds the nearest rank of ascending durations: the report's resolution, at most 9.1%."""
+    exact = int(durations[math.ceil(quantile * len(durations)) - 1])
+    upper = next(int(upper) for upper in HISTOGRAM_UPPER if exact <= upper)
+    assert exact <= upper <= max(1, exact * 1.091 + 0.5), f"{exact} ms in a bucket up to {upper} ms"
+    return upper
 
 
 def is_plain(funnel: Funnel) -> bool:

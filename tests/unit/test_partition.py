@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions, Funnel, Kpi, Match, Step
-from pipeline.partition import BrakesOn, ContinuityError, Flush, Options, Partition, Run, Topics
+from pipeline.partition import HELD_BACK, BrakesOn, ContinuityError, Flush, Options, Partition, Run, Topics
 
 T0 = 1_767_225_600_000  # 2026-01-01
 HOUR = 3_600_000
@@ -160,6 +160,49 @@ def test_each_topic_has_its_own_watermark() -> None:
     assert subject.states["orders"].too_late == 0
     subject.offer(run(event(1, "view_item", T0 + 75 * HOUR)))
     assert subject.states["clickstream"].too_late == 1
+
+
+def progress(subject: Partition) -> int:
+    """The watermark that the last flush told the warehouse."""
+    sent = subject.sink_rows()
+    assert sent is not None
+    return int(sent[1]["progress"]["watermark"][0])
+
+
+def test_partition_waits_for_a_topic_that_has_shown_no_event() -> None:
+    subject = partition()
+    subject.offer(run(event(0, "view_item", T0 + 100 * HOUR)))
+    flush(subject)
+    assert progress(subject) == HELD_BACK
+    subject.offer(run(event(0, "purchase", T0 + 40 * HOUR), topic="orders"))
+    flush(subject)
+    assert progress(subject) == T0 + 40 * HOUR
+
+
+def test_idle_topic_stops_holding_the_watermark_back_without_a_further_event() -> None:
+    subject = partition()
+    subject.offer(run(event(0, "view_item", T0 + 100 * HOUR)))
+    flush(subject)
+    subject.idle.add("orders")
+    flush(subject)
+    assert progress(subject) == T0 + 100 * HOUR
+    assert subject.snapshot() is None
+
+
+def test_topic_that_wakes_up_is_judged_by_the_horizon_and_holds_it_where_it_is() -> None:
+    subject = partition()
+    subject.offer(run(event(0, "view_item", T0 + 100 * HOUR)))
+    subject.idle.add("orders")
+    flush(subject)
+    horizon = T0 + 76 * HOUR
+    subject.idle.discard("orders")
+    subject.offer(run(event(0, "purchase", horizon - 1), event(1, "purchase", horizon), topic="orders"))
+    assert (subject.states["orders"].too_late, subject.states["orders"].applied) == (1, 1)
+    subject.offer(run(event(1, "view_item", T0 + 300 * HOUR)))
+    flush(subject)
+    assert subject.horizon == horizon
+    subject.offer(run(event(2, "purchase", horizon + HOUR), topic="orders"))
+    assert subject.states["orders"].too_late == 1
 
 
 def test_too_late_event_goes_to_the_dead_letters_with_its_bytes() -> None:

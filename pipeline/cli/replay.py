@@ -135,9 +135,8 @@ async def _replay(source: _Source, settings: Settings, speed: float, shift: bool
             f"{source.file} was sent before ({position.sent:,} records); nothing to do. --again sends it once more.", highlight=False
         )
     elif position.done:
-        console.print(
-            f"{source.file}: all {position.sent:,} records are in Kafka, {position.sent - before:,} of them now.", highlight=False
-        )
+        now = f", {position.sent - before:,} of them sent now" if before else ""
+        console.print(f"{source.file}: all {position.sent:,} records are in Kafka{now}.", highlight=False)
     else:
         console.print(f"stopped: {position.sent:,} records are in Kafka; the same command goes on from there.", highlight=False)
         raise typer.Exit(128 + signals[0])

@@ -163,11 +163,10 @@ class _Demo:
             yield
 
     def _summary(self, last: Any, compared: Any, feed: Any) -> None:
-        from pipeline.cli.demo_view import plain_reports
-        from pipeline.reports.render import funnel_panel, retention_heatmap
+        from pipeline.cli.demo_view import plain_reports, summary
 
         if self.on_screen:
-            self.console.print(funnel_panel(last.funnel, self.console.width), "", retention_heatmap(last.visitors, self.console.width), "")
+            self.console.print(summary(last, self.console.width))
         else:
             self._print(*plain_reports(last))
         fates = feed.fates

@@ -24,6 +24,7 @@ CHART = 6
 ORDINALS = {2: "second", 3: "third"}
 PAYMENTS_FAIL = 0.25
 PAGES_FAIL = 0.03
+SUMMARY_LINES = 20
 ENOUGH = 20
 """Attempts below which a share says nothing."""
 
@@ -186,6 +187,11 @@ def _flowing(parts: list[Text], width: int, between: str) -> Text:
             line.append(between, FAINT)
         line.append_text(part)
     return line
+
+
+def summary(snapshot: Snapshot, width: int) -> RenderableType:
+    """What stays on the terminal when the screen is gone."""
+    return Group(funnel_panel(snapshot.funnel, width), Text(), _heat_map(snapshot.visitors, width, SUMMARY_LINES), Text())
 
 
 def plain_line(snapshot: Snapshot) -> str:

@@ -1,4 +1,4 @@
-"""The `shopstream` command. Exit codes: 0 done, 1 failed while running, 2 wrong use or settings."""
+"""The `shopstream` command. Exit codes: 0 done, 1 failed while running, 2 wrong use or settings, 128 + n ended by signal n before it was done."""
 
 from __future__ import annotations
 

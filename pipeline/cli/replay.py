@@ -76,8 +76,8 @@ def replay(
     Interrupted by Ctrl-C, a kill or a lost broker, the same command goes on where it stopped.
     A file that was sent is not sent again unless you say --again; with changed content it is another file.
 
-    Example, a recorded day in an hour, as if it happened now:
-    shopstream replay day.ndjson.gz --topic clickstream --speed 24 --shift-to-now --broker localhost:9092
+    A recorded day in an hour, as if it happened now.
+    Example: shopstream replay day.ndjson.gz --topic clickstream --speed 24 --shift-to-now
     """
     from pipeline.files import file_format
     from pipeline.mapping import load_mapping

@@ -51,7 +51,7 @@ def demo(
     ] = 8640,
     visitors: Annotated[int, typer.Option(min=50, max=20_000, help="New visitors a day; many come back.")] = 400,
     seed: Annotated[int, typer.Option(help="Another seed is another shop.")] = 1,
-    head_start: Annotated[int, typer.Option(min=0, max=365, help="Days that the shop has behind it when you first see it.")] = 3,
+    head_start: Annotated[int, typer.Option(min=0, max=365, help="Days that the shop has behind it when you first see it.")] = 7,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 1,
     partitions: Annotated[int, typer.Option(min=1, max=64)] = 4,
     warehouse: Annotated[

@@ -21,6 +21,9 @@ sample: $(READY)  ## replay the bundled sample through an embedded Kafka; shows 
 	@$(BIN)/shopstream run --clickstream sample/clickstream.ndjson.gz --orders sample/orders.ndjson.gz \
 	    --definitions sample/shopstream.toml --warehouse build/sample-warehouse --overwrite
 
+demo: $(READY)  ## a generated shop, live on the terminal, until Ctrl-C
+	@$(BIN)/shopstream demo
+
 test: $(READY) lint  ## lint, then every test tier
 	$(BIN)/python -m pytest
 
@@ -45,4 +48,4 @@ lock: $(READY)  ## refresh requirements.lock from pyproject.toml
 clean:  ## remove what was built here
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup sample test lint format bench lock clean
+.PHONY: help setup sample demo test lint format bench lock clean

@@ -62,10 +62,10 @@ def _sent(rng: random.Random, number: int, event: tuple[str, int, dict[str, Any]
     if rng.random() < faults.duplicated:
         yield Message(topic, value, key, arrival + rng.randrange(1, 240_000))
     if rng.random() < faults.bad:
-        yield Message(topic, _spoiled(rng, value), key, arrival)
+        yield Message(topic, spoiled(rng, value), key, arrival)
 
 
-def _spoiled(rng: random.Random, value: bytes) -> bytes:
+def spoiled(rng: random.Random, value: bytes) -> bytes:
     """A copy that no decoder may accept."""
     return rng.choice((
         value[: rng.randrange(1, len(value))],

@@ -1,6 +1,6 @@
 """One visitor's life in the shop: visits, what they look at, orders and what becomes of them, as (topic, ts, body) in no particular order.
 
-Called by `generator.shop` once a user, with a random generator of the user's own.
+Called by `generator.shop` and `generator.live` once a user, with a random generator of the user's own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from generator.catalog import CHANNELS, COUNTRIES, DEVICES, HOURS, SEARCHES, Channel, Item
+from generator.incidents import CALM, Conditions
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -20,8 +21,9 @@ Event = tuple[str, int, dict[str, Any]]
 class Visitor:
     """A user with habits: a device, a country, how often they come back, how much they like to buy."""
 
-    def __init__(self, rng: random.Random, number: int, start_ms: int, days: int, items: list[Item]) -> None:
+    def __init__(self, rng: random.Random, number: int, start_ms: int, days: int, items: list[Item], conditions: Conditions = CALM) -> None:
         self.rng = rng
+        self.conditions = conditions
         self.user_id = f"u{number:06d}"
         self.start_ms, self.days, self.items = start_ms, days, items
         self.device, _, self.skill = rng.choices(DEVICES, [d[1] for d in DEVICES])[0]
@@ -37,15 +39,24 @@ class Visitor:
         rng = self.rng
         day = float(rng.triangular(0, self.days, 0))
         while day < self.days:
-            ts = self.start_ms + int(day) * DAY_MS + rng.choices(range(24), HOURS)[0] * HOUR_MS + rng.randrange(HOUR_MS)
-            yield from self._visit(ts, int(day) % 7 == CAMPAIGN_DAY)
+            ts = self.start_ms + int(day) * DAY_MS + self.time_of_day()
+            yield from self.visit(ts, int(day) % 7 == CAMPAIGN_DAY)
             if not self.stays:
                 return
-            day += max(0.2, rng.expovariate(1 / self.pause_days)) * (0.6 if self.orders else 1.0)
+            day += self.days_away()
+
+    def time_of_day(self) -> int:
+        """ms after midnight, by the day's rhythm."""
+        return self.rng.choices(range(24), HOURS)[0] * HOUR_MS + self.rng.randrange(HOUR_MS)
+
+    def days_away(self) -> float:
+        """Days until the next visit; who has bought comes back sooner."""
+        return max(0.2, self.rng.expovariate(1 / self.pause_days)) * (0.6 if self.orders else 1.0)
 
     # --- a visit --------------------------------------------------------------------------------------------------------
 
-    def _visit(self, ts: int, promotion: bool) -> Iterator[Event]:
+    def visit(self, ts: int, promotion: bool) -> Iterator[Event]:
+        """Everything that follows from a visit that begins at `ts`, the fate of its order days later included."""
         rng = self.rng
         self.sessions += 1
         channel: Channel = rng.choices(CHANNELS, [c.weight for c in CHANNELS])[0]
@@ -96,7 +107,7 @@ class Visitor:
                     ts += self._pause(25)
                     cart.remove(item)
                     yield click("remove_from_cart", **looked, quantity=1, cart_id=f"c-{self.user_id}-{self.sessions}")
-            if rng.random() < 0.01:
+            if rng.random() < self.conditions.page_fails(ts):
                 yield click("page_error", page=f"/item/{item.item_id}")
         if cart and rng.random() < 0.55:
             if rng.random() < 0.1:
@@ -149,7 +160,7 @@ class Visitor:
         paid = False
         for _ in range(3):
             ts += self._pause(25)
-            if rng.random() < 0.93:
+            if rng.random() < self.conditions.payment_succeeds(ts):
                 paid = True
                 break
             yield order(

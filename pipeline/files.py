@@ -12,7 +12,7 @@ import io
 import math
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -57,6 +57,21 @@ class Mapping(Protocol):
         ...
 
 
+class Reading:
+    """How much of a file has been read: by its bytes as they lie on the disk, of Parquet by its rows."""
+
+    def __init__(self) -> None:
+        self._share: Callable[[], float] = lambda: 0.0
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self._share()
+
+    def follow(self, share: Callable[[], float]) -> None:
+        self._share = share
+
+
 class _User(msgspec.Struct):
     user_id: str | None = None
     anonymous_id: str | None = None
@@ -66,15 +81,16 @@ _user = msgspec.json.Decoder(_User).decode
 _object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def read(path: Path, topic: str, mapping: Mapping | None = None) -> Iterator[Keyed]:
-    """All records of a file, streamed. `topic` is the kind of records that no mapping routes. Raises FilesError."""
+def read(path: Path, topic: str, mapping: Mapping | None = None, reading: Reading | None = None) -> Iterator[Keyed]:
+    """All records of a file, streamed, in the same order each time. `topic` is the kind of records that no mapping routes. Raises FilesError."""
     form = file_format(path)
+    reading = reading or Reading()
     try:
         if form == "ndjson" and mapping is None:
-            yield from _lines_as_they_are(path, topic)
+            yield from _lines_as_they_are(path, topic, reading)
             return
         columns = REQUIRED if mapping is None else mapping.columns
-        rows = {"ndjson": _ndjson_rows, "csv": _csv_rows, "parquet": _parquet_rows}[form](path, columns)
+        rows = {"ndjson": _ndjson_rows, "csv": _csv_rows, "parquet": _parquet_rows}[form](path, columns, reading)
         yield from _plain(rows, topic) if mapping is None else _mapped(rows, topic, mapping, path.name)
     except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeError) as error:
         raise FilesError(f"{path} can't be read: {error}. Is it whole, and what its ending says?") from error
@@ -88,12 +104,15 @@ def file_format(path: Path) -> str:
     return FORMATS[ending]
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _open(path: Path, reading: Reading) -> IO[bytes]:
+    file: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 the callers close it
+    raw, size = getattr(file, "fileobj", file), max(1, path.stat().st_size)
+    reading.follow(lambda: 1.0 if raw.closed else float(raw.tell() / size))
+    return file  # type: ignore[no-any-return]
 
 
-def _lines_as_they_are(path: Path, topic: str) -> Iterator[Keyed]:
-    with _open(path) as lines:
+def _lines_as_they_are(path: Path, topic: str, reading: Reading) -> Iterator[Keyed]:
+    with _open(path, reading) as lines:
         for line in lines:
             value = line.rstrip(b"\r\n")
             if value:
@@ -108,8 +127,8 @@ def _key(value: bytes) -> str | None:
     return user.user_id or user.anonymous_id
 
 
-def _ndjson_rows(path: Path, columns: frozenset[str]) -> Iterator[Row | bytes]:
-    with _open(path) as lines:
+def _ndjson_rows(path: Path, columns: frozenset[str], reading: Reading) -> Iterator[Row | bytes]:
+    with _open(path, reading) as lines:
         for line in lines:
             value = line.rstrip(b"\r\n")
             if not value:
@@ -143,9 +162,9 @@ class _Lines:
         return first.rstrip(b"\r\n")
 
 
-def _csv_rows(path: Path, columns: frozenset[str]) -> Iterator[Row | bytes]:
+def _csv_rows(path: Path, columns: frozenset[str], reading: Reading) -> Iterator[Row | bytes]:
     csv.field_size_limit(LONGEST_FIELD)
-    with _open(path) as file:
+    with _open(path, reading) as file:
         lines = _Lines(file)
         reader = csv.reader(lines)
         names = next(reader, [])
@@ -173,11 +192,14 @@ def _is_text(line: bytes) -> bool:
     return True
 
 
-def _parquet_rows(path: Path, columns: frozenset[str]) -> Iterator[Row | bytes]:
+def _parquet_rows(path: Path, columns: frozenset[str], reading: Reading) -> Iterator[Row | bytes]:
     source: Any = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
     with pa.parquet.ParquetFile(source) as file:
         _check_columns(path, file.schema_arrow.names, columns)
+        done, all_rows = 0, max(1, file.metadata.num_rows)
+        reading.follow(lambda: done / all_rows)
         for batch in file.iter_batches(BATCH):
+            done += batch.num_rows
             yield from pa.table({f.name: _in_microseconds(c) for f, c in zip(batch.schema, batch.columns, strict=True)}).to_pylist()
 
 

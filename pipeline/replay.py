@@ -1,10 +1,11 @@
-"""Files to Kafka, flat out: key = user, Kafka's own partitioner, the record's timestamp is the time of sending (event time is in the event).
+"""Records to Kafka, flat out: key = user, Kafka's own partitioner, the record's timestamp is the time of sending (event time is in the event).
 
-`shopstream run` calls it with what `pipeline.files` reads.
+`shopstream run` calls it with what `pipeline.files` reads; `pipeline.resumable` and the demo send their own way with `send`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ import numpy as np
 from pipeline.files import Keyed
 from pipeline.tables.kernel import murmur2_partitions, text_rows
 
-CHUNK = 10_000
+CHUNK = 20_000
 BATCH_BYTES = 1 << 20
 LARGEST_VALUE = 4 << 20
 """A longer record is cut here: far past what the worker takes, so it is rejected as too large all the same, and Kafka carries it."""
@@ -30,19 +31,38 @@ async def replay(
 
     `client`: aiokafka's bootstrap_servers and security arguments. `topic_of`: topic by topic kind.
     """
-    producer = aiokafka.AIOKafkaProducer(**client, max_batch_size=BATCH_BYTES, max_request_size=LARGEST_VALUE + BATCH_BYTES, acks="all")
-    await producer.start()
+    sending = new_producer(client)
+    await sending.start()
     sent, source = 0, iter(records)
     try:
         while chunk := list(islice(source, CHUNK)):
-            for (topic, partition), run in _by_partition(chunk, partitions).items():
-                await _send(producer, topic_of[topic], partition, run)
+            await send(sending, chunk, topic_of, partitions)
             sent += len(chunk)
             progress(len(chunk), sum(len(record.value) for record in chunk))
-        await producer.flush()
     finally:
-        await producer.stop()
+        await sending.stop()
     return sent
+
+
+def new_producer(client: dict[str, Any], transactional_id: str | None = None) -> Any:
+    """aiokafka's producer; idempotent, so that a request sent again doubles nothing."""
+    transactions = {"transactional_id": transactional_id} if transactional_id else {"enable_idempotence": True}
+    return aiokafka.AIOKafkaProducer(
+        **client, **transactions, max_batch_size=BATCH_BYTES, max_request_size=LARGEST_VALUE + BATCH_BYTES, acks="all"
+    )
+
+
+async def send(producer: Any, records: list[Keyed], topic_of: dict[str, str], partitions: int) -> None:
+    """Send them and wait until Kafka has all. Raises aiokafka's KafkaError."""
+    waiting: list[Any] = []
+    try:
+        for (topic, partition), run in _by_partition(records, partitions).items():
+            await _send(producer, topic_of[topic], partition, run, waiting)
+    finally:  # every outcome is looked at, or asyncio complains
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _by_partition(chunk: list[Keyed], partitions: int) -> dict[tuple[str, int], list[Keyed]]:
@@ -54,7 +74,8 @@ def _by_partition(chunk: list[Keyed], partitions: int) -> dict[tuple[str, int], 
     return runs
 
 
-async def _send(producer: Any, topic: str, partition: int, records: list[Keyed]) -> None:
+async def _send(producer: Any, topic: str, partition: int, records: list[Keyed], waiting: list[Any]) -> None:
+    """`waiting` gets the futures of what is on its way."""
     now = int(time.time() * 1000)
     batch = producer.create_batch()
     for record in records:
@@ -63,14 +84,14 @@ async def _send(producer: Any, topic: str, partition: int, records: list[Keyed])
         if batch.append(key=key, value=value, timestamp=now) is not None:
             continue
         if batch.record_count():
-            await _send_batch(producer, batch, topic, partition)
+            waiting.append(await _send_batch(producer, batch, topic, partition))
             batch = producer.create_batch()
         if batch.append(key=key, value=value, timestamp=now) is None:  # larger than a batch: alone
-            await producer.send_and_wait(topic, value, key, partition)
+            waiting.append(await producer.send(topic, value, key, partition))
     if batch.record_count():
-        await _send_batch(producer, batch, topic, partition)
+        waiting.append(await _send_batch(producer, batch, topic, partition))
 
 
-async def _send_batch(producer: Any, batch: Any, topic: str, partition: int) -> None:
+async def _send_batch(producer: Any, batch: Any, topic: str, partition: int) -> Any:
     batch.close()
-    await producer.send_batch(batch, topic, partition=partition)
+    return await producer.send_batch(batch, topic, partition=partition)

@@ -104,6 +104,27 @@ def ensure_topics(
         admin.close()
 
 
+def ensure_compacted(client: dict[str, Any], name: str, replication_factor: int = 1, min_insync_replicas: int = 1) -> None:
+    """A topic of one partition that keeps the newest record of each key. Raises TopicsError."""
+    admin = connect(client)
+    try:
+        if not partition_counts(admin, [name])[name]:
+            configs = {
+                "cleanup.policy": "compact",
+                "segment.bytes": str(16 << 20),  # only a closed segment is compacted
+                "min.insync.replicas": str(min_insync_replicas),
+            }
+            admin.create_topics(
+                {name: {"num_partitions": 1, "replication_factor": replication_factor, "configs": configs}}, wait_for_metadata=True
+            )
+    except TopicAlreadyExistsError:
+        return
+    except KafkaError as error:
+        raise TopicsError(f"Kafka refused to create {name}: {error}. Check the rights of the user.") from error
+    finally:
+        admin.close()
+
+
 def partition_counts(admin: Any, names: list[str]) -> dict[str, int]:
     """Partitions of each topic, 0 for one that is not there."""
     there = set(admin.list_topics())

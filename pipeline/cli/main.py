@@ -1,4 +1,4 @@
-"""The `shopstream` command. Exit codes: 0 done, 1 failed while running, 2 wrong use or settings."""
+"""The `shopstream` command. Exit codes: 0 done, 1 failed while running, 2 wrong use or settings, 128 + n ended by signal n before it was done."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.text import Text
 
 from pipeline.cli import config, doctor, rejects, report
 from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
+from pipeline.cli.demo import demo
+from pipeline.cli.replay import replay
 from pipeline.definitions import Definitions
 from pipeline.reports.text import safe_lines
 from pipeline.settings import SettingsError, load_settings
@@ -139,6 +141,10 @@ def migrate(warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; S
     done = opened.migrate()
     opened.close()
     typer.echo("\n".join(f"applied  {name}" for name in done) or "up to date")
+
+
+app.command()(demo)
+app.command()(replay)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The worker processes of `shopstream run`: started, watched, started again, stopped."""
+"""The worker processes of a command that runs a whole pipeline: started, watched, started again, stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ class Workers:
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "pipeline.cli.main", "worker"]
             return subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
+                command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+                start_new_session=True,  # Ctrl-C at the terminal is for the command, which has something to finish with them
             )
 
     def look_after(self) -> None:

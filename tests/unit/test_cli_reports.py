@@ -430,7 +430,7 @@ def test_doctor_makes_no_warehouse(tmp_path: Path) -> None:
     [
         ("report",), ("report", "funnel"), ("report", "retention"), ("report", "kpi"), ("report", "health"),
         ("rejects",), ("rejects", "list"), ("rejects", "show"), ("rejects", "replay"), ("doctor",), ("config",),
-        ("run",), ("worker",), ("topics",), ("migrate",),
+        ("run",), ("worker",), ("topics",), ("migrate",), ("demo",), ("replay",),
     ],
 )  # fmt: skip
 def test_help_teaches_with_an_example(command: tuple[str, ...]) -> None:

@@ -1,0 +1,162 @@
+"""`shopstream demo`, the whole of it: its numbers equal the generator's however it is ended, and nothing of it is left."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from generator.answers import Answers
+from generator.live import LiveShop
+from pipeline.cli.demo_check import verdict
+from pipeline.sinks.embedded import EmbeddedWarehouse
+
+SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
+SMALL = ("--visitors", "100", "--head-start", "2", "--seed", str(SEED))
+
+
+class Demo:
+    """The command in a session of its own with a folder for temporary files; every process that it starts carries its mark."""
+
+    def __init__(self, folder: Path, *arguments: str, terminal: int | None = None) -> None:
+        self._mark = uuid4().hex
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("SHOPSTREAM_") or k == "SHOPSTREAM_CACHE"}
+        environment = kept | {
+            "DEMO_TEST_MARK": self._mark,
+            "TMPDIR": str(self.temporary),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "TERM": "xterm-256color",
+            "PYTHONUNBUFFERED": "1",
+        }
+        command = [sys.executable, "-m", "pipeline.cli.main", "demo", *arguments]
+        out: int = subprocess.PIPE if terminal is None else terminal
+        error = subprocess.STDOUT if terminal is None else terminal
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=error, start_new_session=True
+        )
+
+    def signal(self, number: int) -> None:
+        """To the whole process group, as the terminal's Ctrl-C goes."""
+        os.killpg(self.process.pid, number)
+
+    def left(self) -> list[str]:
+        """Processes and temporary files that should not be there."""
+        deadline = time.monotonic() + 10  # the watchdog of the broker looks twice a second
+        while (found := self._processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found + [str(path) for path in self.temporary.iterdir()]
+
+    def _processes(self) -> list[str]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and self._mark.encode() in (entry / "environ").read_bytes():
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+        return found
+
+
+def line_with(demo: Demo, text: str) -> str:
+    assert demo.process.stdout is not None
+    said = []
+    for raw in demo.process.stdout:
+        said.append(raw.decode())
+        if text in said[-1]:
+            return said[-1]
+    raise AssertionError(f"the demo ended without saying {text!r}:\n{''.join(said)}")
+
+
+def test_it_ends_by_itself_and_its_numbers_equal_the_generators(tmp_path: Path) -> None:
+    demo = Demo(tmp_path, "--minutes", "0.15", "--speed", "40000", *SMALL, "--warehouse", str(tmp_path / "kept"))
+    said = demo.process.communicate(timeout=400)[0].decode()
+    assert demo.process.returncode == 0, said
+    assert "numbers equal the generator's" in said
+    assert "funnel of" in said
+    assert "\x1b[" not in said
+    assert demo.left() == []
+    warehouse = EmbeddedWarehouse(str(tmp_path / "kept"))
+    try:
+        assert (
+            int(warehouse.query("SELECT count() FROM retention_report WHERE retention = 'visitors' AND period > 0 AND users > 0")[0][0]) > 3
+        )
+    finally:
+        warehouse.close()
+
+
+def test_ctrl_c_finishes_compares_and_leaves_nothing(tmp_path: Path) -> None:
+    demo = Demo(tmp_path, *SMALL)
+    line_with(demo, "active users")
+    demo.signal(signal.SIGINT)
+    said = demo.process.communicate(timeout=120)[0].decode()
+    assert demo.process.returncode == 0, said
+    assert "numbers equal the generator's" in said
+    assert "Traceback" not in said
+    assert demo.left() == []
+
+
+def test_sigterm_on_a_terminal_gives_the_screen_back_and_leaves_nothing(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    demo = Demo(tmp_path, *SMALL, terminal=theirs)
+    os.close(theirs)
+    shown = b""
+    resized = told = False
+    while chunk := _read(ours):
+        shown += chunk
+        if not resized and shown.count(b"retention visitors") >= 2:
+            resized = True
+            fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 48, 160, 0, 0))
+        if not told and b"retention buyers" in shown:  # only the large screen has it
+            told = True
+            demo.process.send_signal(signal.SIGTERM)
+    os.close(ours)
+    assert demo.process.wait(120) == 0, shown[-3000:].decode()
+    enters, leaves = shown.find(b"\x1b[?1049h"), shown.rfind(b"\x1b[?1049l")
+    assert 0 < enters < leaves
+    assert b"numbers equal the generator's" in shown[leaves:]
+    assert demo.left() == []
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    demo = Demo(tmp_path, *SMALL)
+    line_with(demo, "starting")
+    time.sleep(1.5)
+    demo.signal(signal.SIGINT)
+    said = demo.process.communicate(timeout=60)[0].decode()
+    assert demo.process.returncode in (0, 130), said
+    assert "Traceback" not in said
+    assert demo.left() == []
+
+
+def test_a_warehouse_that_lost_something_is_told() -> None:
+    warehouse = EmbeddedWarehouse("")
+    try:
+        warehouse.migrate()
+        answers = Answers(0)
+        facts = (message.fact for message in LiveShop(1, 50).messages())
+        fact = next(fact for fact in facts if fact)
+        answers.add(fact)
+        compared = verdict(warehouse, answers, {"bad": 2})
+    finally:
+        warehouse.close()
+    assert ("events", "rejected", 0, 2) in compared.different
+    assert {report for report, *_ in compared.different} >= {"retention", "kpi", "events"}
+    assert compared.numbers > len(compared.different)

@@ -12,11 +12,12 @@ from tests.simulation.check import check
 from tests.simulation.worker import Worker
 from tests.simulation.world import IN_PART, NOT_DONE, REPLIED, REPLY_LOST, STILL_ON_ITS_WAY, Step, World
 
-OUTCOMES = (REPLIED,) * 12 + (REPLY_LOST, NOT_DONE, STILL_ON_ITS_WAY, IN_PART)
 WEIGHTS = {
-    "go": 40, "read": 14, "produce": 6, "flush": 9, "feed": 8, "fetch": 2, "offer": 3, "look": 3, "mark": 5, "land": 2,
-    "start": 4, "crash": 1.5, "sleep": 1, "wake": 2, "hold": 0.7, "assign": 1, "time_out": 0.5, "idle": 1,
+    "go": 40, "read": 10, "produce": 4, "flush": 8, "feed": 7, "fetch": 2, "offer": 3, "look": 2, "mark": 3, "land": 1,
+    "start": 3, "crash": 0.8, "sleep": 0.7, "wake": 2, "hold": 0.5, "assign": 1.5, "time_out": 0.3, "idle": 1,
 }  # fmt: skip
+TROUBLE = (0.02, 0.1, 0.3)
+"""Share of requests that do not simply succeed; one of these a schedule."""
 
 
 class Breakage(NamedTuple):
@@ -50,14 +51,14 @@ def simulate(seed: int, breakage: Breakage = SOUND) -> Failure | None:
     """Draw the schedule of `seed` while running it; None when everything is right in the end."""
     random = Random(seed)
     case = draw_case(random)
+    order, trouble = tuple(random.sample(range(3), 3)), random.choice(TROUBLE)
     steps: list[Step] = []
     world = World(case, *breakage)
-    order = tuple(random.sample(range(3), 3))
     try:
         length = random.randint(20, 120)
-        kinds = random.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()), k=3 * length)
+        kinds = ["produce", "start", *random.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()), k=2 * length)]
         for kind in kinds:
-            step = _draw_step(random, world, kind)
+            step = _draw_step(random, world, kind, trouble)
             if step is None:
                 continue
             steps.append(step)
@@ -71,32 +72,47 @@ def simulate(seed: int, breakage: Breakage = SOUND) -> Failure | None:
     return None
 
 
-def _draw_step(random: Random, world: World, kind: str) -> Step | None:
-    """A step of this kind that looks possible."""
+def _draw_step(random: Random, world: World, kind: str, trouble: float) -> Step | None:
+    """A step of this kind, drawn among those that look possible."""
     case = world.case
-    worker, number = random.randrange(case.workers), random.randrange(case.partitions)
     match kind:
         case "go":
             waiting = [(w, *key) for w, found in enumerate(world.workers) if found is not None and not found.asleep for key in found.tasks]
-            return ("go", *random.choice(waiting), random.choice(OUTCOMES), random.randrange(5)) if waiting else None
+            outcome = REPLIED if random.random() >= trouble else random.choice((REPLY_LOST, NOT_DONE, STILL_ON_ITS_WAY, IN_PART))
+            return ("go", *random.choice(waiting), outcome, random.randrange(5)) if waiting else None
         case "produce":
             return "produce", random.randint(1, 6)
-        case "read" | "fetch":
-            return kind, worker, number, random.randrange(3), random.choice((1, 3, 100))
-        case "offer" | "look":
-            return kind, worker, number, random.randrange(3)
-        case "idle":
-            return kind, worker, number, random.randrange(2), random.random() < 0.5
-        case "start" | "assign":
-            return kind, worker, random.choice((1, 2, 3, 3)) if case.partitions > 1 else 1
-        case "flush":
-            return kind, worker, number
+        case "start":
+            dead = [w for w, found in enumerate(world.workers) if found is None]
+            return ("start", random.choice(dead), random.randint(1, 2**case.partitions - 1)) if dead else None
+        case "assign":
+            alive = [(w, found) for w, found in enumerate(world.workers) if found is not None and not found.asleep]
+            if not alive:
+                return None
+            worker, found = random.choice(alive)
+            wanted = sum(1 << number for number in found.wanted)
+            return "assign", worker, wanted ^ random.choice((0, 1, 2)) & (2**case.partitions - 1)
         case "mark" | "time_out":
-            return kind, number
+            return kind, random.randrange(case.partitions)
         case "land":
-            return kind, random.randrange(4)
+            return (kind, random.randrange(4)) if world.flights else None
+        case "read" | "fetch" | "offer" | "look" | "idle" | "flush":
+            owned = [(w, n) for w, found in enumerate(world.workers) if found is not None and not found.asleep for n in found.owned]
+            return (kind, *random.choice(owned), *_details(random, kind)) if owned else None
         case _:
-            return kind, worker
+            return kind, random.randrange(case.workers)
+
+
+def _details(random: Random, kind: str) -> tuple[int, ...]:
+    match kind:
+        case "read" | "fetch":
+            return random.randrange(3), random.choice((1, 3, 100))
+        case "offer" | "look":
+            return (random.randrange(3),)
+        case "idle":
+            return random.randrange(2), random.randrange(2)
+        case _:
+            return ()
 
 
 def run(schedule: Schedule, breakage: Breakage = SOUND, shown: list[tuple[Step, bool]] | None = None) -> Exception | None:

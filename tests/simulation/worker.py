@@ -6,7 +6,7 @@ purpose (`mutations`) overrides these methods.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,13 +49,12 @@ class Task:
 
 @dataclass(eq=False, slots=True)
 class Cursor:
-    """The consumer's place in one source partition; runs fetched and not yet offered."""
+    """The consumer's place in one source partition."""
 
     begin: int = 0  # of the next run
     position: int = 0  # past markers
     start: int = 0
     epoch: int = 0
-    runs: deque[Run] = field(default_factory=deque)
 
 
 @dataclass(eq=False, slots=True)
@@ -74,6 +73,7 @@ class Worker:
         self.wanted: set[int] = set()
         self.held = False
         self.epochs: dict[tuple[str, int], int] = {}
+        self.runs: defaultdict[tuple[str, int], deque[Run]] = defaultdict(deque)  # fetched and on their way to the partition
         self.tasks: dict[tuple[str, int], Task] = {}
         self.asleep = False
 
@@ -192,18 +192,18 @@ class Worker:
         records, cursor.position = self.log.read(topic, number, cursor.position, most)
         if records:
             following = records[-1].offset + 1
-            cursor.runs.append(Run(topic, number, records, following, cursor.begin, cursor.epoch))
+            self.runs[topic, number].append(Run(topic, number, records, following, cursor.begin, cursor.epoch))
             cursor.begin = following
         return cursor.position > before
 
     def offer(self, number: int, topic: str) -> bool:
-        owned = self.owned[number]
-        runs = owned.cursors[topic].runs
+        """Apply the next run that was fetched; drop one from before the last seek, which reads it again."""
+        runs = self.runs[topic, number]
         if not runs:
             return False
         run = runs.popleft()
         if self.current(run):
-            owned.partition.offer(run)
+            self.owned[number].partition.offer(run)
         return True
 
     def current(self, run: Run) -> bool:

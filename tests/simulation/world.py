@@ -119,7 +119,7 @@ class World:
         found = self._reading(worker, number)
         return found is not None and found.look_at_end(number, TOPICS.sources[topic])
 
-    def _idle(self, worker: int, number: int, topic: int, idle: bool) -> bool:
+    def _idle(self, worker: int, number: int, topic: int, idle: int) -> bool:
         found = self._reading(worker, number)
         if found is None or not self.case.late:
             return False

@@ -26,6 +26,10 @@ class NoReply(Exception):
     """A request to Kafka failed, or was carried out and the reply was lost: its sender does not know."""
 
 
+class ProcessEnds(Exception):
+    """What was read makes no sense, as another worker has fenced this one and writes on: a loud end, and a restart is exact. An owner must never see this."""
+
+
 @dataclass(eq=False, slots=True)
 class Request:
     """A call of a broker or a warehouse that its sender waits for. `act(part)` carries it out, only in part for an insert when `part` says so."""
@@ -127,10 +131,15 @@ class Worker:
     def take(self, number: int) -> Steps:
         producer, records = yield from self.fence_and_read(number)
         partition = self.new_partition(number)
-        if records:
-            self.restore(partition, records)
-        elif self.warehouse.version(number):
-            raise ChangelogError(f"partition {number} has no changelog, but the warehouse holds its rows")
+        try:
+            if records:
+                self.restore(partition, records)
+            elif self.warehouse.version(number):
+                raise ChangelogError(f"partition {number} has no changelog, but the warehouse holds its rows")
+        except ChangelogError as error:
+            if self.log.coordinators[producer.transactional_id].epoch != producer.epoch:
+                raise ProcessEnds(str(error)) from error
+            raise
         self.owned[number] = Owned(partition, producer)
         self.join(number)
 

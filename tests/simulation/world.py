@@ -11,7 +11,7 @@ from pipeline import changelog
 from tests.simulation.case import NOW, TOPICS, Case
 from tests.simulation.log import Fenced, Log
 from tests.simulation.warehouse import MemoryWarehouse
-from tests.simulation.worker import Request, Worker, transactional_id
+from tests.simulation.worker import ProcessEnds, Request, Worker, transactional_id
 
 Step = tuple[Any, ...]
 REPLIED, REPLY_LOST, NOT_DONE, STILL_ON_ITS_WAY, IN_PART = range(5)
@@ -155,7 +155,10 @@ class World:
             error = request.lost(f"{request.what}: no reply")
         if outcome == STILL_ON_ITS_WAY:
             self.flights.append(request)
-        found.go((kind, number), result, error)
+        try:
+            found.go((kind, number), result, error)
+        except ProcessEnds:
+            self._crash(worker)
         return True
 
     def _land(self, flight: int) -> bool:

@@ -29,7 +29,9 @@ def chunks(seed: int, schedules: int) -> Iterator[range]:
         yield range(at, min(at + CHUNK, seed + schedules))
 
 
-def simulate_many(seed: int, schedules: int, processes: int, progress: Progress | None = None, most: int = 20) -> tuple[int, list[tuple[int, str]]]:
+def simulate_many(
+    seed: int, schedules: int, processes: int, progress: Progress | None = None, most: int = 20
+) -> tuple[int, list[tuple[int, str]]]:
     """How many schedules ran, and (seed, what went wrong) of those that failed; ends early after `most` failures."""
     task = progress.add_task("schedules", total=schedules) if progress else None
     failed: list[tuple[int, str]] = []

@@ -5,6 +5,7 @@ Each is a `Worker` with one method overridden as someone might write it who does
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from itertools import count
 from typing import Any
@@ -207,10 +208,8 @@ class SunkWithoutReply(Worker):
 
     def insert(self, parts: list[Rows]) -> Steps:
         steps = super().insert(parts)
-        try:
+        with contextlib.suppress(SinkUnavailable):
             yield next(steps)
-        except SinkUnavailable:
-            pass
 
 
 class OnlyNewRows(Worker):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from pipeline import changelog
@@ -165,10 +166,8 @@ class World:
         if not self.flights:
             return False
         request = self.flights.pop(flight % len(self.flights))
-        try:
+        with contextlib.suppress(Fenced):
             request.act(0)
-        except Fenced:
-            pass
         return True
 
     def _mark(self, number: int) -> bool:

@@ -88,13 +88,14 @@ def draw_case(random: Random) -> Case:
     """A case of 4 to 28 records."""
     partitions, late = random.choice((1, 2)), random.random() < 0.15
     definitions = WHOLE if random.random() < 0.15 else SMALL
+    snapshot_bytes, part_bytes = random.choice(((0, 250), (0, 900_000), (600, 250), (600, 900_000), (2000, 900_000), (1 << 20, 900_000)))
     return Case(
         partitions,
         random.choice((1, 2, 2, 3)),
         _draw_records(random, partitions, late),
         definitions,
-        random.choice((0, 600, 2000, 1 << 20)),
-        random.choice((900_000, 900_000, 250)),
+        snapshot_bytes,
+        part_bytes,
         random.choice((1, 100)),
         random.random() < 0.3,
         not late and (definitions is WHOLE or random.random() < 0.25),
@@ -124,10 +125,10 @@ def _draw_records(random: Random, partitions: int, late: bool) -> tuple[SourceRe
             event_id, name, ts, user = copied.body  # type: ignore[misc]
         stray = random.random() < 0.1 and (late or ts > T0 + span - LATENESS + 2 * MINUTE)
         partition = random.randrange(partitions) if stray else home(user, partitions)
-        drawn.append(_record(TOPICS.sources[topic], partition, event_id, name, ts, user))
+        drawn.append(source_record(TOPICS.sources[topic], partition, event_id, name, ts, user))
     return tuple(drawn)
 
 
-def _record(topic: str, partition: int, event_id: str, name: str, ts: int, user: str) -> SourceRecord:
+def source_record(topic: str, partition: int, event_id: str, name: str, ts: int, user: str) -> SourceRecord:
     body = {"event_id": event_id, "event": name, "ts": ts, "user_id": user, "order_id": f"o-{user}"}
     return SourceRecord(topic, partition, user.encode(), json.dumps(body).encode(), (event_id, name, ts, user))

@@ -24,6 +24,10 @@ TROUBLE = (0.02, 0.1, 0.3)
 """Share of requests that do not simply succeed; one of these a schedule."""
 
 
+LATE_DELETION = 0.5
+"""The same of deletions: they are carried out beside everything else, so they often meet the next owner's restore."""
+
+
 class Breakage(NamedTuple):
     """What is broken on purpose."""
 
@@ -82,8 +86,12 @@ def _draw_step(random: Random, world: World, kind: str, trouble: float) -> Step 
     match kind:
         case "go":
             waiting = [(w, *key) for w, found in enumerate(world.workers) if found is not None and not found.asleep for key in found.tasks]
-            outcome = REPLIED if random.random() >= trouble else random.choice((REPLY_LOST, NOT_DONE, STILL_ON_ITS_WAY, IN_PART))
-            return ("go", *random.choice(waiting), outcome, random.randrange(5)) if waiting else None
+            if not waiting:
+                return None
+            task = random.choice(waiting)
+            smooth = random.random() >= (LATE_DELETION if task[1] == "delete" else trouble)
+            outcome = REPLIED if smooth else random.choice((REPLY_LOST, NOT_DONE, STILL_ON_ITS_WAY, IN_PART))
+            return "go", *task, outcome, random.randrange(5)
         case "produce":
             return "produce", random.randint(1, 6)
         case "start":

@@ -19,6 +19,7 @@ from tests.simulation.schedule import SOUND, Breakage, Failure, failures_of, run
 from tests.simulation.world import Step
 
 CHUNK = 250
+LINE = 2500  # schedules between two lines where there is no terminal for a bar
 OUTCOMES = ("replied", "done, reply lost", "not done", "no reply yet, may be done later", "insert done in part, no reply")
 console = Console(highlight=False)
 
@@ -49,6 +50,8 @@ def simulate_many(
                 failed += future.result()
                 if progress and task is not None:
                     progress.update(task, advance=count, description=f"schedules, {len(failed)} failed")
+                    if not console.is_terminal and done % LINE == 0:
+                        console.print(f"{done:,} of {schedules:,} schedules, {len(failed)} failed")
         pool.shutdown(cancel_futures=True)
     return done, failed
 

@@ -6,9 +6,9 @@ Each is a `Worker` with one method overridden as someone might write it who does
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
@@ -18,10 +18,13 @@ from pipeline.partition import Flush, OutRecord, Partition, Run, TopicState
 from pipeline.sinks.warehouse import SinkUnavailable
 from schemas.rows import Rows
 from tests.simulation.case import TOPICS
-from tests.simulation.log import Fenced, Producer
+from tests.simulation.log import Fenced, Log, Producer
 from tests.simulation.schedule import Breakage
 from tests.simulation.warehouse import KEYS
 from tests.simulation.worker import NoReply, Owned, Records, Request, Steps, Worker
+
+
+_BESIDE: WeakKeyDictionary[Log, dict[str, Any]] = WeakKeyDictionary()
 
 
 class PositionApart(Worker):
@@ -31,12 +34,12 @@ class PositionApart(Worker):
         number = changelog_of(producer)[1]
         states = msgspec.json.encode(self.owned[number].partition.states)
         first = yield from super().transact(producer, flush)
-        yield Request(f"commit positions {number}", lambda _: self.log.__dict__.setdefault("group", {}).update({number: states}))
+        yield Request(f"commit positions {number}", lambda _: beside(self.log).setdefault("group", {}).update({number: states}))
         return first
 
     def restore(self, partition: Partition, records: Records) -> None:
         super().restore(partition, records)
-        stored = self.log.__dict__.get("group", {}).get(partition.number)
+        stored = beside(self.log).get("group", {}).get(partition.number)
         partition.states = msgspec.json.decode(stored, type=dict[str, TopicState]) if stored else {}
 
 
@@ -204,7 +207,10 @@ class DeletedTooFar(Worker):
 
 
 class GoesOnAfterDeletion(Worker):
-    """A restore expects the rest of a snapshot though the former owner deleted it meanwhile. Chance finds it in one schedule of some thousand: it has a test of its own."""
+    """A restore expects the rest of a snapshot though the former owner deleted it meanwhile.
+
+    Chance finds it in one schedule of some thousand, so it has a test of its own.
+    """
 
     def restore(self, partition: Partition, records: Records) -> None:
         expected = 0
@@ -260,7 +266,7 @@ class VersionFromClock(Worker):
     def insert(self, parts: list[Rows]) -> Steps:
         def act(tables: int) -> None:
             for rows in parts:
-                now = self.log.__dict__["clock"] = self.log.__dict__.get("clock", 0) + 1
+                now = tick(self.log)
                 self.warehouse.insert(versioned(rows, now), tables or len(KEYS))
 
         while True:
@@ -275,13 +281,11 @@ class Increments(Worker):
     """Rows are added to what the warehouse has instead of replacing it."""
 
     def insert(self, parts: list[Rows]) -> Steps:
-        done = Counter[int]()
-
         def act(tables: int) -> None:
             for rows in parts:
                 if "kpi_cells" in rows:
                     columns = dict(rows["kpi_cells"])
-                    known = self.log.__dict__.setdefault("sent", {})
+                    known = beside(self.log).setdefault("sent", {})
                     keys = list(zip(*(list(columns[name]) for name in KEYS["kpi_cells"]), strict=True))
                     values = [int(v) for v in columns["value"]]
                     stored = self.warehouse.newest["kpi_cells"]
@@ -289,10 +293,9 @@ class Increments(Worker):
                         (stored[k][1][0] if k in stored else 0) + v - known.get((id(self), k), 0) for k, v in zip(keys, values, strict=True)
                     ]
                     known.update({(id(self), k): v for k, v in zip(keys, values, strict=True)})
-                    now = self.log.__dict__["clock"] = self.log.__dict__.get("clock", 0) + 1
+                    now = tick(self.log)
                     rows = {**rows, "kpi_cells": columns | {"version": [now] * len(values)}}
                 self.warehouse.insert(rows, tables or len(KEYS))
-                done[0] += 1
 
         while True:
             try:
@@ -373,6 +376,17 @@ class FlushNumberRepeated(_OtherPartition):
     """A flush after a restore has the number of the last one before it."""
 
     kind = _FlushNumbersForgotten
+
+
+def beside(log: Log) -> dict[str, Any]:
+    """What a broken protocol keeps outside of the log."""
+    return _BESIDE.setdefault(log, {})
+
+
+def tick(log: Log) -> int:
+    """A clock that all workers share."""
+    beside(log)["clock"] = beside(log).get("clock", 0) + 1
+    return int(beside(log)["clock"])
 
 
 def changelog_of(producer: Producer) -> tuple[str, int]:

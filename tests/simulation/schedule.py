@@ -10,7 +10,7 @@ from random import Random
 from typing import NamedTuple
 
 from tests.simulation.case import Case, draw_case
-from tests.simulation.check import check
+from tests.simulation.check import Wrong, check
 from tests.simulation.worker import Worker
 from tests.simulation.world import IN_PART, NOT_DONE, REPLIED, REPLY_LOST, STILL_ON_ITS_WAY, Step, World
 
@@ -168,8 +168,9 @@ def shrink(failure: Failure, breakage: Breakage = SOUND, tries: int = 3000) -> F
 
 
 def _manner(error: Exception) -> str:
-    """A failure without its numbers and names of users."""
-    return type(error).__name__ + re.split(r"[:(]", re.sub(r"\d+", "", str(error)))[0]
+    """Wrong numbers are wrong numbers; of an exception the words count, not the numbers in it."""
+    words = "" if isinstance(error, Wrong) else re.sub(r"[^a-z ]+", "", str(error))
+    return type(error).__name__ + words
 
 
 def _leave_out(name: str, schedule: Schedule, fails: Callable[[Schedule], bool]) -> None:

@@ -23,7 +23,6 @@ from tests.simulation.schedule import Breakage
 from tests.simulation.warehouse import KEYS
 from tests.simulation.worker import NoReply, Owned, Records, Request, Steps, Worker
 
-
 _BESIDE: WeakKeyDictionary[Log, dict[str, Any]] = WeakKeyDictionary()
 
 

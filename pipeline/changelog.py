@@ -85,7 +85,10 @@ class Reader:
         self._parts: list[Part] = []
 
     def read(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
-        """Raises ChangelogError on a gap in parts or flush numbers."""
+        """Raises ChangelogError on a gap in parts or flush numbers.
+
+        A snapshot begins anew, whatever came before it: the former owner may have deleted the rest of that while it was read.
+        """
         for key, value in records:
             if key not in (DELTA, SNAPSHOT) or value is None:
                 raise ChangelogError(f"a changelog record with key {key!r}: another program writes to this topic")
@@ -93,6 +96,8 @@ class Reader:
                 part = _decode_part(value)
             except msgspec.DecodeError as error:
                 raise ChangelogError(f"a damaged changelog record: {error}") from error
+            if key == SNAPSHOT and part.index == 0:
+                self._parts = []
             if part.index != len(self._parts) or (self._parts and part.flush != self._parts[0].flush):
                 raise ChangelogError(f"flush {part.flush}: part {part.index} of {part.count} does not follow what was read")
             self._parts.append(part)

@@ -101,9 +101,19 @@ class Slices:
         return at
 
     def add(self, number: int, stride: int, slots: int = FIRST_SLOTS) -> int:
-        """A new empty slice; returns its position."""
-        self.add_many(np.array([number]), stride, slots)
-        return int(np.searchsorted(self.arrays.number, number))
+        """A new empty slice, unless it exists; returns its position."""
+        a = self.arrays
+        k = int(np.searchsorted(a.number, number))
+        if k < len(a.number) and a.number[k] == number:
+            return k
+        at = self._take(slots * stride)
+        words = self.arrays.words
+        words[at : at + slots * stride] = 0
+        new = (number, at, slots, stride, 0)
+        self.arrays = SliceArrays(
+            words, *(np.concatenate((column[:k], (value,), column[k:])) for column, value in zip(a[1:], new, strict=True))
+        )
+        return k
 
     def add_many(self, numbers: I64, stride: int, slots: int = FIRST_SLOTS) -> None:
         """New empty slices, `numbers` ascending; those that exist stay as they are."""

@@ -46,6 +46,13 @@ def test_a_snapshot_replaces_what_came_before_it() -> None:
     assert [n for n, _ in reader.deltas] == [4, 5]
 
 
+def test_a_snapshot_begins_anew_where_the_one_before_was_deleted_while_it_was_read() -> None:
+    reader = read(flush(SNAPSHOT, 1, 400_000)[:-1], flush(SNAPSHOT, 2, 400_000), flush(DELTA, 3))
+    assert reader.snapshot is not None
+    assert reader.snapshot[0] == 2
+    assert [n for n, _ in reader.deltas] == [3]
+
+
 def test_an_empty_changelog_restores_nothing() -> None:
     assert read().snapshot is None
 

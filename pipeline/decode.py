@@ -147,9 +147,7 @@ class Decoder:
         columns = Columns(topic[rows], user, b.event_id, ts, b.event, b.bits, b.fields, b.numbers, b.order, b.currency)
         return Decoded(columns, rows, [], [], b.unknown_events, unknown_fields)
 
-    def _parse_piece(
-        self, topic: npt.NDArray[np.uint8], records: Sequence[Record], values: list[bytes | None], rekeyed: bool
-    ) -> Decoded:
+    def _parse_piece(self, topic: npt.NDArray[np.uint8], records: Sequence[Record], values: list[bytes | None], rekeyed: bool) -> Decoded:
         rejects: list[Reject] = []
         indices, events = self._parse(values, rejects)
         unknown_fields = _count_unknown_fields(values, indices)

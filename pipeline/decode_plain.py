@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.columns import I32, I64, U8, U64, Strings
 from pipeline.decode_columns import EventNames, Floats, scaled
-from pipeline.json_scan import Spans, compile_wanted, find_texts, hash_spans, hash_users, index_texts, scan
+from pipeline.json_scan import PADDING, Spans, compile_wanted, find_texts, hash_spans, hash_users, index_texts, scan
 from pipeline.plan import Plan
 from pipeline.tables.hashes import hash64, text_rows
 from pipeline.tables.kernel import grown
@@ -106,9 +106,7 @@ class PlainEvents:
 class PlainScanner:
     """Finds what one plan needs; learns the texts of the fields it interns."""
 
-    def __init__(
-        self, plan: Plan, names: EventNames, strings: Strings, partition: int, partitions: int, max_message_bytes: int
-    ) -> None:
+    def __init__(self, plan: Plan, names: EventNames, strings: Strings, partition: int, partitions: int, max_message_bytes: int) -> None:
         filtered = dict.fromkeys(condition.field for match in plan.predicates for condition in match.where)
         self.texts = tuple(dict.fromkeys((*ALWAYS_WANTED, *plan.fields, *(f for f in filtered if f not in NUMBER_FIELDS))))
         self.numbers = tuple(dict.fromkeys((*plan.numbers, *(f for f in filtered if f in NUMBER_FIELDS))))
@@ -125,7 +123,7 @@ class PlainScanner:
         if not (joined.isascii() or is_utf8(joined)):
             present = [value if is_utf8(value) else b"" for value in present]
             joined = b"".join(present)
-        data = np.frombuffer(joined, np.uint8)
+        data = np.frombuffer(joined + PADDING, np.uint8)
         n = len(values)
         ends = np.cumsum(np.fromiter(map(len, present), np.int64, n))
         spans = Spans(

@@ -5,7 +5,12 @@ In: texts as one buffer of UTF-8. Out: hashes and partitions. Called by decode, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from pipeline.columns import I32, I64, U8, U64
 from pipeline.tables.kernel import jit
@@ -23,20 +28,31 @@ def _rotl(x: np.uint64, r: int) -> np.uint64:
     return (x << np.uint64(r)) | (x >> np.uint64(64 - r))
 
 
-@jit
-def _u64_at(data: U8, at: int) -> np.uint64:
-    value = np.uint64(0)
-    for i in range(8):
-        value |= np.uint64(data[at + i]) << np.uint64(8 * i)
-    return value
+def _load(bits: int) -> Any:
+    """A compiled read of `bits` bits at a byte of a buffer: `base` is `buffer.ctypes.data`. Given an array, every call would count references to it."""
+
+    @intrinsic
+    def load(_context: Any, base: Any, at: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            address = builder.inttoptr(builder.add(arguments[0], arguments[1]), ir.IntType(bits).as_pointer())
+            return builder.zext(builder.load(address, align=1), ir.IntType(64)) if bits < 64 else builder.load(address, align=1)
+
+        return (types.uint64 if bits == 64 else types.int64)(types.uintp, types.int64), generate
+
+    return load
 
 
-@jit
-def _u32_at(data: U8, at: int) -> np.uint64:
-    value = np.uint64(0)
-    for i in range(4):
-        value |= np.uint64(data[at + i]) << np.uint64(8 * i)
-    return value
+byte_at, u32_at, u64_at = _load(8), _load(32), _load(64)
+
+
+@intrinsic
+def trailing_zeros(_context: Any, word: Any) -> Any:
+    """Index of a word's lowest bit that is set; the word is not 0."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), generate
 
 
 @jit
@@ -45,8 +61,8 @@ def _round(acc: np.uint64, lane: np.uint64) -> np.uint64:
 
 
 @jit
-def xxh64(data: U8, start: int, stop: int, seed: np.uint64) -> np.uint64:
-    """XXH64 of `data[start:stop]` (Collet's specification); the same as ClickHouse's `xxHash64` when the seed is 0."""
+def xxh64(base: int, start: int, stop: int, seed: np.uint64) -> np.uint64:
+    """XXH64 of bytes `start` to `stop` of the buffer at `base` (Collet's specification); the same as ClickHouse's `xxHash64` when the seed is 0."""
     n = stop - start
     at = start
     if n >= 32:
@@ -55,10 +71,10 @@ def xxh64(data: U8, start: int, stop: int, seed: np.uint64) -> np.uint64:
         v3 = seed
         v4 = seed - _P1
         while at + 32 <= stop:
-            v1 = _round(v1, _u64_at(data, at))
-            v2 = _round(v2, _u64_at(data, at + 8))
-            v3 = _round(v3, _u64_at(data, at + 16))
-            v4 = _round(v4, _u64_at(data, at + 24))
+            v1 = _round(v1, u64_at(base, at))
+            v2 = _round(v2, u64_at(base, at + 8))
+            v3 = _round(v3, u64_at(base, at + 16))
+            v4 = _round(v4, u64_at(base, at + 24))
             at += 32
         h = _rotl(v1, 1) + _rotl(v2, 7) + _rotl(v3, 12) + _rotl(v4, 18)
         for v in (v1, v2, v3, v4):
@@ -67,13 +83,13 @@ def xxh64(data: U8, start: int, stop: int, seed: np.uint64) -> np.uint64:
         h = seed + _P5
     h += np.uint64(n)
     while at + 8 <= stop:
-        h = _rotl(h ^ _round(np.uint64(0), _u64_at(data, at)), 27) * _P1 + _P4
+        h = _rotl(h ^ _round(np.uint64(0), u64_at(base, at)), 27) * _P1 + _P4
         at += 8
     if at + 4 <= stop:
-        h = _rotl(h ^ (_u32_at(data, at) * _P1), 23) * _P2 + _P3
+        h = _rotl(h ^ (np.uint64(u32_at(base, at)) * _P1), 23) * _P2 + _P3
         at += 4
     while at < stop:
-        h = _rotl(h ^ (np.uint64(data[at]) * _P5), 11) * _P1
+        h = _rotl(h ^ (np.uint64(byte_at(base, at)) * _P5), 11) * _P1
         at += 1
     h = (h ^ (h >> np.uint64(33))) * _P2
     h = (h ^ (h >> np.uint64(29))) * _P3
@@ -83,30 +99,30 @@ def xxh64(data: U8, start: int, stop: int, seed: np.uint64) -> np.uint64:
 @jit
 def hash64(data: U8, ends: I64, out: U64) -> None:
     """Row i of `data` is `data[ends[i-1]:ends[i]]`; its XXH64 goes to `out[i]`, 0 for an empty row."""
-    start = 0
+    base, start = data.ctypes.data, 0
     for i in range(len(ends)):
-        out[i] = xxh64(data, start, ends[i], np.uint64(0)) if ends[i] > start else np.uint64(0)
+        out[i] = xxh64(base, start, ends[i], np.uint64(0)) if ends[i] > start else np.uint64(0)
         start = ends[i]
 
 
 @jit
 def hash128(data: U8, ends: I64, out: U64) -> None:
     """As `hash64`, two XXH64 with different seeds into `out[i, 0:2]`."""
-    start = 0
+    base, start = data.ctypes.data, 0
     for i in range(len(ends)):
-        out[i, 0] = xxh64(data, start, ends[i], np.uint64(0))
-        out[i, 1] = xxh64(data, start, ends[i], SECOND_SEED)
+        out[i, 0] = xxh64(base, start, ends[i], np.uint64(0))
+        out[i, 1] = xxh64(base, start, ends[i], SECOND_SEED)
         start = ends[i]
 
 
 @jit
-def murmur2_partition(data: U8, start: int, stop: int, partitions: int) -> int:
+def murmur2_partition(base: int, start: int, stop: int, partitions: int) -> int:
     """Kafka's default partitioner: `toPositive(murmur2(row)) % partitions` (org.apache.kafka.common.utils.Utils.murmur2)."""
     m = np.uint32(0x5BD1E995)
     h = np.uint32(0x9747B28C) ^ np.uint32(stop - start)
     at = start
     while at + 4 <= stop:
-        k = np.uint32(_u32_at(data, at))
+        k = np.uint32(u32_at(base, at))
         k = np.uint32(k * m)
         k ^= k >> np.uint32(24)
         k = np.uint32(k * m)
@@ -114,11 +130,11 @@ def murmur2_partition(data: U8, start: int, stop: int, partitions: int) -> int:
         at += 4
     rest = stop - at
     if rest >= 3:
-        h ^= np.uint32(data[at + 2]) << np.uint32(16)
+        h ^= np.uint32(byte_at(base, at + 2)) << np.uint32(16)
     if rest >= 2:
-        h ^= np.uint32(data[at + 1]) << np.uint32(8)
+        h ^= np.uint32(byte_at(base, at + 1)) << np.uint32(8)
     if rest >= 1:
-        h ^= np.uint32(data[at])
+        h ^= np.uint32(byte_at(base, at))
         h = np.uint32(h * m)
     h ^= h >> np.uint32(13)
     h = np.uint32(h * m)
@@ -129,9 +145,9 @@ def murmur2_partition(data: U8, start: int, stop: int, partitions: int) -> int:
 @jit
 def murmur2_partitions(data: U8, ends: I64, partitions: int, out: I32) -> None:
     """`murmur2_partition` of each row."""
-    start = 0
+    base, start = data.ctypes.data, 0
     for i in range(len(ends)):
-        out[i] = murmur2_partition(data, start, ends[i], partitions)
+        out[i] = murmur2_partition(base, start, ends[i], partitions)
         start = ends[i]
 
 

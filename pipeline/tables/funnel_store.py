@@ -325,7 +325,8 @@ def sweep(spec: Spec, horizon: int, first: int, last: int, heads: I32, arena: Ar
             _load(arena.words, base_at, s.base_attempts, s.base_results, ba, br)
             if ta >= 0:
                 _load(arena.words, events_at + n * stride, s.attempts, s.results, ta, tr)
-            s.events[: n * stride] = arena.words[events_at : events_at + n * stride]
+            for k in range(n * stride):
+                s.events[k] = arena.words[events_at + k]
             n, ba, br = _fold(number, spec.exclusions[f], starts, s.events, n, horizon, s, ba, br)
             status = _replace(arena, heads, u, f, stride, s.events, n, s, max(ta, 0), tr, ba, br)
             if status != DONE:

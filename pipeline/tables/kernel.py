@@ -20,7 +20,8 @@ from pipeline.columns import I32, I64, U8, U64
 if not numba.config.CACHE_DIR:  # NUMBA_CACHE_DIR wins
     numba.config.CACHE_DIR = str(kernel_cache())
 
-jit = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+# `_nrt=False`: numba then counts no references to arrays, two atomic operations an array a call, and refuses a kernel that allocates.
+jit = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", _nrt=False)
 
 _P1 = np.uint64(0x9E3779B185EBCA87)  # xxHash's primes: odd, and their bits well mixed
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)

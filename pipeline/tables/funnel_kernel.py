@@ -203,7 +203,7 @@ def _prune(attempts: I64, n: int) -> int:
     if n <= 1:
         if n == 1:
             attempts[0, 4] = 0
-            return _bury(attempts, 1)
+            return _bury(attempts, n)
         return n
     for a in range(n):
         if attempts[a, 4] == 0 or attempts[a, 3] < 0:
@@ -298,14 +298,14 @@ def run(
             living = na
             for a in range(living):
                 level = attempts[a, 3] & 0xFFFF
-                target = _deepest_of_group(group, ng, level, attempts[a, 1] & 0xFFFFFFFF, -1, optional, steps, matching)
+                target = _deepest_of_group(group, ng, level, attempts[a, 1] & 0xFFFFFFFF, np.int64(-1), optional, steps, matching)
                 if target > level:
                     nr = _offer(results, nr, attempts[a, 3] >> 16, target, ts, attempts[a, 0], attempts[a, 2], attempts[a, 1] >> 32)
                     attempts[a, 3] = attempts[a, 3] + target - level if target < steps else -1
                     attempts[a, 4] = 1
             for e in range(ng):
                 if group[e, 0] & 1 and group[e, 4]:
-                    target = _deepest_of_group(group, ng, 1, group[e, 1], e, optional, steps, matching)
+                    target = _deepest_of_group(group, ng, np.int64(1), group[e, 1], e, optional, steps, matching)
                     nr = _offer(results, nr, window, target, ts, ts, group[e, 3], group[e, 2])
                     if target < steps:
                         _begin(attempts, na, ts, group[e, 2], group[e, 1], group[e, 3], window << 16 | target)
@@ -341,7 +341,7 @@ def run(
                 attempts[a, 3] = reached if target < steps else -1
                 attempts[a, 4] = 1
             if mask & 1 or (order == ANY and mask):
-                nr = _offer(results, nr, window, 1, ts, ts, events[here + 1], both >> 32)
+                nr = _offer(results, nr, window, np.int64(1), ts, ts, events[here + 1], both >> 32)
                 _begin(attempts, na, ts, both >> 32, hold, events[here + 1], window << 16 | (mask & -mask))
                 na += 1
             na = _prune(attempts, na)
@@ -406,6 +406,6 @@ def change(number: I64, starts: I64, metric: int, old: I64, n_old: int, new: I64
         if k_old == k_new and s_old == s_new:
             continue
         if k_old >= 0:
-            cells_add(cells, k_old, start, s_old, -1)
+            cells_add(cells, k_old, start, s_old, np.int64(-1))
         if k_new >= 0:
-            cells_add(cells, k_new, start, s_new, 1)
+            cells_add(cells, k_new, start, s_new, np.int64(1))

@@ -214,7 +214,7 @@ def _fold(
         if ba + br > 0:
             ba, br = settle(number, starts, s.base_attempts, s.base_results, ba, br, horizon)
         return n, ba, br
-    ba, br = run(number, exclusions, starts, events, 0, low, s.base_attempts, s.base_results, ba, br, s.group, s.matching)
+    ba, br = run(number, exclusions, starts, events, np.int64(0), low, s.base_attempts, s.base_results, ba, br, s.group, s.matching)
     ba, br = settle(number, starts, s.base_attempts, s.base_results, ba, br, horizon)
     for k in range((n - low) * stride):
         events[k] = events[low * stride + k]
@@ -259,10 +259,10 @@ def apply_rows(
             n_before = nr
             copy_results(s.results, s.before, nr)
             if in_order:
-                na, nr = run(number, exclusions, starts, s.fresh, 0, n_new, s.attempts, s.results, na, nr, s.group, s.matching)
+                na, nr = run(number, exclusions, starts, s.fresh, np.int64(0), n_new, s.attempts, s.results, na, nr, s.group, s.matching)
             else:
                 _load(words, base_at, s.attempts, s.results, ba, br)
-                i, j = events_at, 0
+                i, j = events_at, np.int64(0)
                 for at in range(0, (n_old + n_new) * stride, stride):
                     if j == n_new * stride or (i < tip_at and not event_before(s.fresh, j, words, i, number[ORDER])):
                         for k in range(stride):
@@ -272,7 +272,7 @@ def apply_rows(
                         for k in range(stride):
                             s.events[at + k] = s.fresh[j + k]
                         j += stride
-                na, nr = run(number, exclusions, starts, s.events, 0, n_old + n_new, s.attempts, s.results, ba, br, s.group, s.matching)
+                na, nr = run(number, exclusions, starts, s.events, np.int64(0), n_old + n_new, s.attempts, s.results, ba, br, s.group, s.matching)
             if not cells_room(cells, n_before + nr):
                 return MORE_CELLS, g, f, n_before + nr
             n_after = nr

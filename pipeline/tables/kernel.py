@@ -265,7 +265,7 @@ def block_words(size_class: int) -> int:
 
 @jit
 def block_class(words: int) -> int:
-    size_class = 0
+    size_class = np.int64(0)
     while block_words(size_class) < words:
         size_class += 1
     return size_class

@@ -270,13 +270,13 @@ def apply_rows(
             state.rows[u] = row
             words[row] = 0
             words[row, FIRST] = NEVER
-            _set_base(words, row, periods[at] if at < m else cohort, -1)
+            _set_base(words, row, periods[at] if at < m else cohort, np.int64(-1))
         base = _base(words, row)
         if at < m and not (base <= periods[at] and periods[m - 1] < base + size):
             base, top = _span(words, row, low, high, periods[at], periods[m - 1])
             if top - base >= size:
                 return MORE_WORDS, g, top - base + 1
-        adds = 0
+        adds = np.int64(0)
         for i in range(at, m):
             adds += sums[i] != 0
         if adds and not _sums_room(arena, words, row, adds, low, old_high):
@@ -284,7 +284,7 @@ def apply_rows(
 
         moves = best >= 0 and not (known and cohort == old_cohort and segment == old_segment)
         if moves and known:
-            _count(spec, words, row, -1, arena.words, cells)
+            _count(spec, words, row, np.int64(-1), arena.words, cells)
         if best >= 0:
             words[row, FIRST] = first
             words[row, TIE] = np.int64(tie)
@@ -301,16 +301,16 @@ def apply_rows(
                     if before < 0:
                         before = _last(words, row, cohort, spec.periods)
                     after = n
-                    cells_add(cells, k0 | USERS | n, k1, k2, 1)
+                    cells_add(cells, k0 | USERS | n, k1, k2, np.int64(1))
                 _flip(words, row, periods[i] - base)
             if sums[i] != 0:
                 _add_sum(arena.words, _head(words, row), periods[i], sums[i])
                 if counts and n >= 0:
                     cells_add(cells, k0 | VALUE | n, k1, k2, sums[i])
         if 0 <= before < after:
-            cells_add(cells, k0 | LAST | before, k1, k2, -1)
-            cells_add(cells, k0 | LAST | after, k1, k2, 1)
+            cells_add(cells, k0 | LAST | before, k1, k2, np.int64(-1))
+            cells_add(cells, k0 | LAST | after, k1, k2, np.int64(1))
         if moves:
-            _count(spec, words, row, 1, arena.words, cells)
+            _count(spec, words, row, np.int64(1), arena.words, cells)
         g += 1
     return DONE, g, 0

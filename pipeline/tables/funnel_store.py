@@ -34,9 +34,11 @@ from pipeline.tables.funnel_kernel import (
     run,
     settle,
 )  # fmt: skip
-from pipeline.tables.kernel import ArenaArrays, CellArrays, arena_give, arena_take, block_class, block_words, cells_room, jit
+from pipeline.tables.kernel import ArenaArrays, CellArrays, arena_give, arena_take, block_class, block_words, cells_room, jit, prefetch
 
 TIP_FROM = 4
+AHEAD = 4  # users: their blocks come from memory meanwhile, and the heads of twice as many
+LINE = 8  # words of a cache line
 DONE, MORE_CELLS, MORE_ARENA, MORE_SCRATCH, TOO_LONG = 0, 1, 2, 3, 4
 LARGEST_CLASS = 39
 
@@ -229,8 +231,18 @@ def apply_rows(
     """Apply users' groups from (g, f) on; (status, g, f, amount): when not DONE, the caller makes room and goes on from there."""
     capacity = len(s.attempts)
     funnels = len(spec.numbers)
-    while g < len(rows.starts) - 1:
+    groups = len(rows.starts) - 1
+    while g < groups:
         first, last = rows.starts[g], rows.starts[g + 1]
+        if g + 2 * AHEAD < groups:
+            prefetch(heads, np.int64(rows.user[rows.order[rows.starts[g + 2 * AHEAD]]]) * funnels)
+        if g + AHEAD < groups:
+            next_user = np.int64(rows.user[rows.order[rows.starts[g + AHEAD]]])
+            for k in range(funnels):
+                head = np.int64(heads[next_user, k])
+                if head >= 0:
+                    prefetch(arena.words, head)
+                    prefetch(arena.words, head + LINE)
         u = np.int64(rows.user[rows.order[first]])
         while f < funnels:
             if (last - first) + 8 > capacity:

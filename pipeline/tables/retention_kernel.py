@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.columns import I32, I64, U64
-from pipeline.tables.kernel import ArenaArrays, CellArrays, arena_give, arena_take, block_class, block_words, cells_add, cells_room, jit
+from pipeline.tables.kernel import ArenaArrays, CellArrays, arena_give, arena_take, block_class, block_words, cells_add, cells_room, jit, prefetch
 
 USERS, LAST, VALUE = 0, 1 << 16, 2 << 16
 DONE, MORE_CELLS, MORE_ROWS, MORE_WORDS, MORE_ARENA = 0, 1, 2, 3, 4
+AHEAD = 6  # users: their rows come from memory meanwhile
 NEVER = np.iinfo(np.int64).max
 
 
@@ -213,6 +214,10 @@ def apply_rows(
         first_row, last_row = events.starts[g], events.starts[g + 1]
         u = np.int64(events.user[events.order[first_row]])
         row = np.int64(state.rows[u])
+        if g + AHEAD < len(events.starts) - 1:
+            next_row = np.int64(state.rows[events.user[events.order[events.starts[g + AHEAD]]]])
+            if next_row >= 0:
+                prefetch(words, next_row * words.shape[1])
         first, tie = NEVER, np.uint64(0)
         if row >= 0:
             first, tie = int(words[row, FIRST]), np.uint64(words[row, TIE])

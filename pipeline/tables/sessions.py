@@ -27,6 +27,7 @@ from pipeline.tables.kernel import (
     grown,
     histogram_bucket,
     jit,
+    prefetch,
 )
 from pipeline.tables.kpi_rows import (
     Events,
@@ -53,6 +54,7 @@ START, END, N_PAGES, TIE, DIMENSIONS = range(5)  # words of a session; then two 
 UNDECIDED = 1 << 62
 LONGEST_REPORTED_MS = DAY_MS  # a row's `final_at` allows for sessions up to a day long
 SWEEPS_OF_LATENESS = 8
+AHEAD = 6  # users: their sessions come from memory meanwhile, and the places of twice as many
 
 
 class Spec(NamedTuple):
@@ -255,8 +257,15 @@ def _apply(
     users, order, group = events.user, events.order, events.starts
     stored, arena_meta, cells_meta, capacity = arena.words, arena.meta, cells.meta, len(cells.values)
     gone, touched = 2 * words + 1, 2 * words + 2
-    while g < len(group) - 1:
+    groups = len(group) - 1
+    while g < groups:
         begin, end = group[g], group[g + 1]
+        if g + 2 * AHEAD < groups:
+            prefetch(places, np.int64(users[order[group[g + 2 * AHEAD]]]))
+        if g + AHEAD < groups:
+            place = places[users[order[group[g + AHEAD]]]]
+            if place >= 0:
+                prefetch(stored, place >> 24)
         u = np.int64(users[order[begin]])
         at, count = np.int64(0), np.int64(0)
         if places[u] >= 0:

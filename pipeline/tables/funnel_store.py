@@ -284,7 +284,9 @@ def apply_rows(
                         for k in range(stride):
                             s.events[at + k] = s.fresh[j + k]
                         j += stride
-                na, nr = run(number, exclusions, starts, s.events, np.int64(0), n_old + n_new, s.attempts, s.results, ba, br, s.group, s.matching)
+                na, nr = run(
+                    number, exclusions, starts, s.events, np.int64(0), n_old + n_new, s.attempts, s.results, ba, br, s.group, s.matching
+                )
             if not cells_room(cells, n_before + nr):
                 return MORE_CELLS, g, f, n_before + nr
             n_after = nr

@@ -15,7 +15,18 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.columns import I32, I64, U64
-from pipeline.tables.kernel import ArenaArrays, CellArrays, arena_give, arena_take, block_class, block_words, cells_add, cells_room, jit, prefetch
+from pipeline.tables.kernel import (
+    ArenaArrays,
+    CellArrays,
+    arena_give,
+    arena_take,
+    block_class,
+    block_words,
+    cells_add,
+    cells_room,
+    jit,
+    prefetch,
+)
 
 USERS, LAST, VALUE = 0, 1 << 16, 2 << 16
 DONE, MORE_CELLS, MORE_ROWS, MORE_WORDS, MORE_ARENA = 0, 1, 2, 3, 4

@@ -35,6 +35,7 @@ class _ArrayHead(msgspec.Struct, array_like=True):
     name: str
     dtype: str
     shape: tuple[int, ...]
+    packed: int  # bytes of its frame
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -51,28 +52,29 @@ class ChangelogError(Exception):
 
 
 def pack(key: bytes, flush: int, meta: Any, arrays: NamedArrays, level: int = 1) -> list[tuple[bytes, bytes]]:
-    """Changelog records (key, value) of one delta or snapshot; `meta` is anything msgspec can encode."""
-    heads = [_ArrayHead(name, array.dtype.str, array.shape) for name, array in arrays.items()]
-    head = msgspec.msgpack.encode(_Head(msgspec.msgpack.encode(meta), heads))
-    compressor = zstandard.ZstdCompressor(level=level)
-    blocks = [len(head).to_bytes(4, "little"), head, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())]
-    data = compressor.compress(b"".join(blocks))
+    """Changelog records (key, value) of one delta or snapshot; `meta` is anything msgspec can encode.
+
+    The head and each array are a frame of their own: as one frame they took twice the time and came out no smaller.
+    """
+    compress = zstandard.ZstdCompressor(level=level).compress
+    frames = [compress(np.ascontiguousarray(array).tobytes()) for array in arrays.values()]
+    heads = [_ArrayHead(name, array.dtype.str, array.shape, len(f)) for (name, array), f in zip(arrays.items(), frames, strict=True)]
+    head = compress(msgspec.msgpack.encode(_Head(msgspec.msgpack.encode(meta), heads)))
+    data = b"".join([len(head).to_bytes(4, "little"), head, *frames])
     count = max(1, -(-len(data) // PART_BYTES))
     return [(key, msgspec.msgpack.encode(Part(flush, i, count, data[i * PART_BYTES : (i + 1) * PART_BYTES]))) for i in range(count)]
 
 
 def unpack(data: bytes, meta_type: type[T]) -> tuple[T, NamedArrays]:
     """The meta and the arrays that `pack` was given."""
-    raw = zstandard.ZstdDecompressor().decompress(data)
-    size = int.from_bytes(raw[:4], "little")
-    head = _decode_head(raw[4 : 4 + size])
-    at = 4 + size
+    decompress = zstandard.ZstdDecompressor().decompress
+    at = 4 + int.from_bytes(data[:4], "little")
+    head = _decode_head(decompress(data[4:at]))
     arrays: NamedArrays = {}
     for item in head.arrays:
-        dtype = np.dtype(item.dtype)
-        n = int(np.prod(item.shape, dtype=np.int64))
-        arrays[item.name] = np.frombuffer(raw, dtype, n, at).reshape(item.shape).copy()  # aligned and writable, as kernels are compiled for
-        at += n * dtype.itemsize
+        raw = decompress(data[at : at + item.packed])
+        arrays[item.name] = np.frombuffer(raw, np.dtype(item.dtype)).reshape(item.shape).copy()  # writable, as kernels are compiled for
+        at += item.packed
     return msgspec.msgpack.decode(head.meta, type=meta_type), arrays
 
 

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.columns import I64, U64, Columns, Strings
-from pipeline.decode_columns import ColumnBuilder, Mask, hashes_of, texts_of
+from pipeline.decode_columns import ColumnBuilder, EventReader, Mask, Reader, texts_of
+from pipeline.decode_plain import PlainScanner, is_utf8
 from pipeline.plan import Plan
-from pipeline.tables.kernel import hash128, murmur2_partitions, text_rows
+from pipeline.tables.hashes import hash128, murmur2_partitions, text_rows
 from pipeline.windows import EARLIEST_MS, LATEST_MS
 from schemas.events import KNOWN_FIELDS, TOPICS, Event
 from schemas.rejects import Reason
@@ -103,7 +104,9 @@ class Decoder:
         self._partition = partition
         self._partitions = partitions
         self._max_message_bytes = max_message_bytes
+        self._strings = strings
         self._builder = ColumnBuilder(plan, strings)
+        self._scanner = PlainScanner(plan, self._builder.names, strings, partition, partitions, max_message_bytes)
         self._currencies: set[str | None] = {None, ""}
 
     def decode(self, topic: str, records: Sequence[Record]) -> Decoded:
@@ -115,21 +118,36 @@ class Decoder:
         return self._decode(np.array([_origin(record) for record in records], np.uint8), records, rekeyed=True)
 
     def _decode(self, topic: npt.NDArray[np.uint8], records: Sequence[Record], *, rekeyed: bool) -> Decoded:
-        if len(records) <= PIECE:
-            return self._decode_piece(topic, records, rekeyed)
-        starts = range(0, len(records), PIECE)
-        parts = [self._decode_piece(topic[at : at + PIECE], records[at : at + PIECE], rekeyed) for at in starts]
-        return Decoded(
-            Columns.concatenate([part.columns for part in parts]),
-            np.concatenate([part.rows + at for at, part in zip(starts, parts, strict=True)]),
-            [replace(reject, index=reject.index + at) for at, part in zip(starts, parts, strict=True) for reject in part.rejects],
-            [replace(rekey, index=rekey.index + at) for at, part in zip(starts, parts, strict=True) for rekey in part.rekey],
-            sum(part.unknown_events for part in parts),
-            sum(part.unknown_fields for part in parts),
-        )
+        starts = range(0, max(len(records), 1), PIECE)
+        return _joined([self._decode_piece(topic[at : at + PIECE], records[at : at + PIECE], rekeyed) for at in starts], starts)
 
     def _decode_piece(self, topic: npt.NDArray[np.uint8], records: Sequence[Record], rekeyed: bool) -> Decoded:
+        """The plain events by the scanner, and what it does not take by the parser, which also says what is wrong with a record."""
         values = list(map(_get_value, records))
+        plain = self._scanner.scan(values, self._latest(records))
+        if not len(plain):
+            return self._parse_piece(topic, records, values, rekeyed)
+        scanned = self._built(topic, plain, plain.rows, plain.ts, plain.user, plain.unknown_fields)
+        if len(plain) == len(records):
+            return scanned
+        others = np.delete(np.arange(len(records)), plain.rows)
+        chosen = others.tolist()
+        parsed = self._parse_piece(topic[others], [records[i] for i in chosen], [values[i] for i in chosen], rekeyed)
+        return _merged(scanned, parsed, others)
+
+    def _latest(self, records: Sequence[Record]) -> I64:
+        """The latest ts [n] that is not from the future."""
+        record_ts = _record_timestamps(records)
+        return np.where(record_ts > 0, record_ts + self._future_ms, LATEST_MS)
+
+    def _built(
+        self, topic: npt.NDArray[np.uint8], events: Reader, rows: npt.NDArray[np.intp], ts: I64, user: U64, unknown_fields: int
+    ) -> Decoded:
+        b = self._builder.build(events)
+        columns = Columns(topic[rows], user, b.event_id, ts, b.event, b.bits, b.fields, b.numbers, b.order, b.currency)
+        return Decoded(columns, rows, [], [], b.unknown_events, unknown_fields)
+
+    def _parse_piece(self, topic: npt.NDArray[np.uint8], records: Sequence[Record], values: list[bytes | None], rekeyed: bool) -> Decoded:
         rejects: list[Reject] = []
         indices, events = self._parse(values, rejects)
         unknown_fields = _count_unknown_fields(values, indices)
@@ -153,12 +171,8 @@ class Decoder:
             events = list(compress(events, good))
             rows, ts, user = rows[good], ts[good], user[good]
         rejects.sort(key=attrgetter("index"))
-        built = self._builder.build(events)
-        event_id = hashes_of(texts_of(events, "event_id"))
-        columns = Columns(
-            topic[rows], user, event_id, ts, built.event, built.bits, built.fields, built.numbers, built.order, built.currency
-        )
-        return Decoded(columns, rows, rejects, rekey, built.unknown_events, unknown_fields)
+        built = self._built(topic, EventReader(events, self._strings), rows, ts, user, unknown_fields)
+        return replace(built, rejects=rejects, rekey=rekey)
 
     # --- bytes to events --------------------------------------------------------------------------------------------------
 
@@ -190,7 +204,7 @@ class Decoder:
         """Indices of values that may be parsed: there, not too large, UTF-8. Checked all at once first, as nearly always all are."""
         try:
             joined = b"".join(values)  # type: ignore[arg-type]
-            if max(map(len, values), default=0) <= self._max_message_bytes and (joined.isascii() or _is_utf8(joined)):  # type: ignore[arg-type]
+            if max(map(len, values), default=0) <= self._max_message_bytes and (joined.isascii() or is_utf8(joined)):  # type: ignore[arg-type]
                 return list(range(len(values)))
         except TypeError:  # a tombstone
             pass
@@ -200,7 +214,7 @@ class Decoder:
                 rejects.append(Reject(index, Reason.TOMBSTONE, "the record has no value"))
             elif len(value) > self._max_message_bytes:
                 rejects.append(Reject(index, Reason.TOO_LARGE, f"{len(value)} bytes, the limit is {self._max_message_bytes}"))
-            elif not _is_utf8(value):
+            elif not is_utf8(value):
                 rejects.append(Reject(index, Reason.INVALID_UTF8, "the value is not UTF-8"))
             else:
                 admitted.append(index)
@@ -243,12 +257,32 @@ class Decoder:
         return good
 
 
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _joined(parts: list[Decoded], starts: Sequence[int]) -> Decoded:
+    """Consecutive parts of a run as one; part i begins at record `starts[i]`."""
+    if len(parts) == 1:
+        return parts[0]
+    return Decoded(
+        Columns.concatenate([part.columns for part in parts]),
+        np.concatenate([part.rows + at for at, part in zip(starts, parts, strict=True)]),
+        [replace(reject, index=reject.index + at) for at, part in zip(starts, parts, strict=True) for reject in part.rejects],
+        [replace(rekey, index=rekey.index + at) for at, part in zip(starts, parts, strict=True) for rekey in part.rekey],
+        sum(part.unknown_events for part in parts),
+        sum(part.unknown_fields for part in parts),
+    )
+
+
+def _merged(one: Decoded, other: Decoded, others: npt.NDArray[np.intp]) -> Decoded:
+    """Two parts of a run that interleave; `others` are the records' indices of the second."""
+    rows = np.concatenate((one.rows, others[other.rows]))
+    order = np.argsort(rows)
+    return Decoded(
+        Columns.concatenate([one.columns, other.columns]).take(order),
+        rows[order],
+        [replace(reject, index=int(others[reject.index])) for reject in other.rejects],
+        [replace(rekey, index=int(others[rekey.index])) for rekey in other.rekey],
+        one.unknown_events + other.unknown_events,
+        one.unknown_fields + other.unknown_fields,
+    )
 
 
 def _origin(record: Record) -> int:

@@ -1,6 +1,6 @@
 """Typed events to columns: strings interned, numbers scaled, predicates evaluated.
 
-In: the checked events of one run, from `pipeline.decode`. Out: what `pipeline.columns.Columns` holds of them.
+In: the checked events of one run, parsed or plain, from `pipeline.decode`. Out: what `pipeline.columns.Columns` holds of them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline.columns import I32, I64, MONEY_SCALE, U64, Strings
 from pipeline.definitions import ANY_EVENT, Filter
 from pipeline.plan import Plan
-from pipeline.tables.kernel import hash64, text_rows
+from pipeline.tables.hashes import hash64, text_rows
 from schemas.events import NUMBER_FIELDS, TOPIC_OF_EVENT, Event
 
 Mask = npt.NDArray[np.bool_]
@@ -72,16 +72,14 @@ class EventNames(dict[str, int]):
         self._rows.append((self._strings.intern(name), name not in TOPIC_OF_EVENT, tuple(words)))
         return number
 
-    def numbers(self, events: Sequence[Event]) -> I32:
-        """The number of every event's name [n]; afterwards the arrays cover them."""
-        numbers = np.fromiter(map(self.__getitem__, map(attrgetter("event"), events)), np.int32, len(events))
+    def cover(self) -> None:
+        """Make the arrays cover every number given so far."""
         new = self._rows[len(self.string_id) :]
         if new:
             ids, unknown, words = zip(*new, strict=True)
             self.string_id = np.concatenate((self.string_id, np.array(ids, np.int32)))
             self.unknown = np.concatenate((self.unknown, np.array(unknown, np.bool_)))
             self.words = np.concatenate((self.words, np.array(words, np.uint64)))
-        return numbers
 
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -109,29 +107,73 @@ def text_passes(condition: Filter, column: Sequence[str | None]) -> Mask:
     return ~found if condition.op == "ne" else found
 
 
-@dataclass(slots=True)
-class _Reader:
-    """One run's events, each field taken out at most once."""
+class Reader(Protocol):
+    """Events of which columns are made: parsed ones (`EventReader`) or plain ones (`pipeline.decode_plain`)."""
 
-    events: Sequence[Event]
-    floats: dict[str, Floats]
-    texts: dict[str, list[str | None]]
+    def __len__(self) -> int: ...
+
+    def event_numbers(self, names: EventNames) -> I32:
+        """The number of every event's name [n]."""
+        ...
+
+    def ids(self, field: str) -> I32:
+        """String ids [n] of a text field, interned."""
+        ...
 
     def number(self, field: str) -> Floats:
-        if field not in self.floats:
-            self.floats[field] = scaled(floats_of(self.events, field))
-        return self.floats[field]
+        """A number field [n], scaled; NaN when absent."""
+        ...
 
-    def text(self, field: str) -> list[str | None]:
-        if field not in self.texts:
-            self.texts[field] = texts_of(self.events, field)
-        return self.texts[field]
+    def chosen(self, field: str, rows: I64) -> Sequence[str | None]:
+        """The texts of some rows, without interning them."""
+        ...
+
+    def hashes(self, field: str) -> U64:
+        """xxHash64 [n] of a text field; 0 when absent."""
+        ...
+
+
+class EventReader:
+    """Parsed events, each field taken out at most once."""
+
+    def __init__(self, events: Sequence[Event], strings: Strings) -> None:
+        self._events = events
+        self._strings = strings
+        self._floats: dict[str, Floats] = {}
+        self._texts: dict[str, list[str | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def event_numbers(self, names: EventNames) -> I32:
+        return np.fromiter(map(names.__getitem__, map(attrgetter("event"), self._events)), np.int32, len(self._events))
+
+    def ids(self, field: str) -> I32:
+        return self._strings.column(self._text(field), len(self._events))
+
+    def number(self, field: str) -> Floats:
+        if field not in self._floats:
+            self._floats[field] = scaled(floats_of(self._events, field))
+        return self._floats[field]
+
+    def chosen(self, field: str, rows: I64) -> Sequence[str | None]:
+        texts = self._text(field)
+        return texts if len(rows) == len(texts) else [texts[row] for row in rows]
+
+    def hashes(self, field: str) -> U64:
+        return hashes_of(self._text(field))
+
+    def _text(self, field: str) -> list[str | None]:
+        if field not in self._texts:
+            self._texts[field] = texts_of(self._events, field)
+        return self._texts[field]
 
 
 @dataclass(frozen=True, slots=True)
 class EventColumns:
     """What this module adds to `Columns`, in its terms, and how many events had a name that is not ours."""
 
+    event_id: U64
     event: I32
     bits: U64
     fields: I32
@@ -147,51 +189,47 @@ class ColumnBuilder:
     def __init__(self, plan: Plan, strings: Strings) -> None:
         self._plan = plan
         self._strings = strings
-        self._names = EventNames(plan, strings)
+        self.names = EventNames(plan, strings)
         self._filtered = [(p, match.where) for p, match in enumerate(plan.predicates) if match.where]
         self._currency = plan.definitions.currency
 
-    def build(self, events: Sequence[Event]) -> EventColumns:
+    def build(self, events: Reader) -> EventColumns:
         n = len(events)
-        reader = _Reader(events, {}, {})
-        names = self._names.numbers(events)
+        names = events.event_numbers(self.names)
+        self.names.cover()
         fields = np.empty((n, len(self._plan.fields)), np.int32)
         for i, field in enumerate(self._plan.fields):
-            fields[:, i] = self._strings.column(reader.text(field), n)
+            fields[:, i] = events.ids(field)
         numbers = np.empty((n, len(self._plan.numbers)), np.int64)
         for i, field in enumerate(self._plan.numbers):
-            numbers[:, i] = np.nan_to_num(reader.number(field))
+            numbers[:, i] = np.nan_to_num(events.number(field))
+        own = self._strings.intern(self._currency) if n else 0
+        currency = events.ids("currency")
         return EventColumns(
-            self._names.string_id[names],
-            self._bits(names, reader),
+            events.hashes("event_id"),
+            self.names.string_id[names],
+            self._bits(names, events),
             fields,
             numbers,
-            hashes_of(reader.text("order_id")),
-            self._currencies(reader.text("currency")),
-            int(np.count_nonzero(self._names.unknown[names])),
+            events.hashes("order_id"),
+            np.where(currency == 0, np.int32(own), currency),
+            int(np.count_nonzero(self.names.unknown[names])),
         )
 
-    def _currencies(self, texts: list[str | None]) -> I32:
-        own = self._strings.intern(self._currency) if texts else 0
-        if not any(texts):
-            return np.full(len(texts), own, np.int32)
-        ids = self._strings.column(texts, len(texts))
-        return np.where(ids == 0, np.int32(own), ids)
-
-    def _bits(self, names: I32, reader: _Reader) -> U64:
+    def _bits(self, names: I32, events: Reader) -> U64:
         """The predicates of each event's name, less those whose filters fail."""
-        bits = self._names.words[names]
+        bits = self.names.words[names]
         for p, where in self._filtered:
             word, bit = bits[:, p // 64], np.uint64(1 << (p % 64))
             rows = np.flatnonzero(word & bit)
             failed = np.zeros(len(rows), np.bool_)
             for condition in where:
-                failed |= ~self._passes(condition, reader, rows)
+                failed |= ~_passes(condition, events, rows)
             word[rows[failed]] &= ~bit
         return bits
 
-    def _passes(self, condition: Filter, reader: _Reader, rows: npt.NDArray[np.intp]) -> Mask:
-        if condition.field in NUMBER_FIELDS:
-            return number_passes(condition, reader.number(condition.field)[rows])
-        column = reader.text(condition.field)
-        return text_passes(condition, column if len(rows) == len(column) else [column[row] for row in rows])
+
+def _passes(condition: Filter, events: Reader, rows: I64) -> Mask:
+    if condition.field in NUMBER_FIELDS:
+        return number_passes(condition, events.number(condition.field)[rows])
+    return text_passes(condition, events.chosen(condition.field, rows))

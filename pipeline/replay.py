@@ -16,7 +16,7 @@ import aiokafka
 import numpy as np
 
 from pipeline.files import Keyed
-from pipeline.tables.kernel import murmur2_partitions, text_rows
+from pipeline.tables.hashes import murmur2_partitions, text_rows
 
 CHUNK = 20_000
 BATCH_BYTES = 1 << 20

@@ -90,9 +90,9 @@ def _correct(
         if was and is_now and old_start == new_start and old_id == new_id:
             continue
         if was:
-            cells_add(cells, k0, old_start, old_id << 32, -1)
+            cells_add(cells, k0, old_start, old_id << 32, np.int64(-1))
         if is_now:
-            cells_add(cells, k0, new_start, new_id << 32, 1)
+            cells_add(cells, k0, new_start, new_id << 32, np.int64(1))
 
 
 @jit
@@ -106,7 +106,7 @@ def _apply(spec: Spec, events: Events, g: int, state: State, cells: CellArrays) 
         first, tie, second = NEVER, np.uint64(0), NEVER
         if row >= 0:
             first, tie, second = state.first[row], state.tie[row], state.second[row]
-        old_first, old_second, best = first, second, -1
+        old_first, old_second, best = first, second, np.int64(-1)
         for position in range(begin, end):
             r = events.order[position]
             ts = events.ts[r]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.columns import I64, U64
+from pipeline.tables.funnel_ties import deepest_of_group, load_group
 from pipeline.tables.kernel import HISTOGRAM_UPPER, CellArrays, cells_add, histogram_bucket, jit
 from pipeline.windows import window_index, window_start
 
@@ -135,57 +136,6 @@ def _deepest(level: int, mask: int, optional: int, steps: int) -> int:
 
 
 @jit
-def _matchable(group: I64, n: int, needed: int, hold: int, own: int, matching: I64) -> bool:
-    """Whether the needed steps (mask) can be given an event each of the group, `own` left out (Kuhn's augmenting paths)."""
-    for e in range(n):
-        group[e, 5] = -1
-    for s in range(16):
-        matching[s] = -1
-    for s in range(16):
-        if needed >> s & 1 == 0:
-            continue
-        for e in range(n):
-            group[e, 6] = -1
-        matching[16] = s
-        head, tail, found = 0, 1, -1
-        while head < tail and found < 0:
-            step = matching[16 + head]
-            head += 1
-            for e in range(n):
-                if e != own and group[e, 6] < 0 and group[e, 0] >> step & 1 and group[e, 1] == hold:
-                    group[e, 6] = step
-                    if group[e, 5] < 0:
-                        found = e
-                        break
-                    matching[16 + tail] = group[e, 5]
-                    tail += 1
-        if found < 0:
-            return False
-        while found >= 0:
-            step = group[found, 6]
-            previous = matching[step]
-            group[found, 5] = step
-            matching[step] = found
-            found = previous
-    return True
-
-
-@jit
-def _deepest_of_group(group: I64, n: int, level: int, hold: int, own: int, optional: int, steps: int, matching: I64) -> int:
-    """The level to which the group's events lift an attempt, whatever the order among them."""
-    union = 0
-    for e in range(n):
-        if e != own and group[e, 1] == hold:
-            union |= group[e, 0]
-    for target in range(steps, level, -1):
-        below = ((1 << (target - 1)) - 1) & ~((1 << level) - 1) & ~optional
-        needed = below | 1 << (target - 1)
-        if needed & ~union == 0 and _matchable(group, n, needed, hold, own, matching):
-            return target
-    return level
-
-
-@jit
 def _bury(attempts: I64, n: int) -> int:
     kept = 0
     for a in range(n):
@@ -203,7 +153,7 @@ def _prune(attempts: I64, n: int) -> int:
     if n <= 1:
         if n == 1:
             attempts[0, 4] = 0
-            return _bury(attempts, 1)
+            return _bury(attempts, n)
         return n
     for a in range(n):
         if attempts[a, 4] == 0 or attempts[a, 3] < 0:
@@ -238,32 +188,6 @@ def _exclude(attempts: I64, n: int, number: I64, exclusions: I64, mask: int, hol
 
 
 @jit
-def _load_group(events: I64, at: int, n: int, stride: int, steps: int, shared: bool, group: I64) -> int:
-    """A group's events for the matching: of those alike in steps and hold value as many as there are steps, smallest hash first."""
-    kept = 0
-    for i in range(n):
-        here = at + i * stride
-        mask = events[here] & 0xFFFF
-        if mask == 0:
-            continue
-        both = events[here + 2] if shared else 0
-        hold = both & 0xFFFFFFFF
-        alike = 0
-        for e in range(kept):
-            if group[e, 0] == mask and group[e, 1] == hold:
-                alike += 1
-        if alike >= steps:
-            continue
-        group[kept, 0] = mask
-        group[kept, 1] = hold
-        group[kept, 2] = both >> 32
-        group[kept, 3] = events[here + 1]
-        group[kept, 4] = 1 if alike == 0 else 0
-        kept += 1
-    return kept
-
-
-@jit
 def run(
     number: I64, exclusions: I64, starts: I64, events: I64, at: int, n: int,
     attempts: I64, results: I64, na: int, nr: int, group: I64, matching: I64,
@@ -294,18 +218,18 @@ def run(
                         attempts, na, number, exclusions, events[here + stride - 1], events[here + 2] & 0xFFFFFFFF if shared else 0
                     )
         if order == ORDERED and j - i > 1:
-            ng = _load_group(events, at + i * stride, j - i, stride, steps, shared, group)
+            ng = load_group(events, at + i * stride, j - i, stride, steps, shared, group)
             living = na
             for a in range(living):
                 level = attempts[a, 3] & 0xFFFF
-                target = _deepest_of_group(group, ng, level, attempts[a, 1] & 0xFFFFFFFF, -1, optional, steps, matching)
+                target = deepest_of_group(group, ng, level, attempts[a, 1] & 0xFFFFFFFF, np.int64(-1), optional, steps, matching)
                 if target > level:
                     nr = _offer(results, nr, attempts[a, 3] >> 16, target, ts, attempts[a, 0], attempts[a, 2], attempts[a, 1] >> 32)
                     attempts[a, 3] = attempts[a, 3] + target - level if target < steps else -1
                     attempts[a, 4] = 1
             for e in range(ng):
                 if group[e, 0] & 1 and group[e, 4]:
-                    target = _deepest_of_group(group, ng, 1, group[e, 1], e, optional, steps, matching)
+                    target = deepest_of_group(group, ng, np.int64(1), group[e, 1], e, optional, steps, matching)
                     nr = _offer(results, nr, window, target, ts, ts, group[e, 3], group[e, 2])
                     if target < steps:
                         _begin(attempts, na, ts, group[e, 2], group[e, 1], group[e, 3], window << 16 | target)
@@ -341,7 +265,7 @@ def run(
                 attempts[a, 3] = reached if target < steps else -1
                 attempts[a, 4] = 1
             if mask & 1 or (order == ANY and mask):
-                nr = _offer(results, nr, window, 1, ts, ts, events[here + 1], both >> 32)
+                nr = _offer(results, nr, window, np.int64(1), ts, ts, events[here + 1], both >> 32)
                 _begin(attempts, na, ts, both >> 32, hold, events[here + 1], window << 16 | (mask & -mask))
                 na += 1
             na = _prune(attempts, na)
@@ -406,6 +330,6 @@ def change(number: I64, starts: I64, metric: int, old: I64, n_old: int, new: I64
         if k_old == k_new and s_old == s_new:
             continue
         if k_old >= 0:
-            cells_add(cells, k_old, start, s_old, -1)
+            cells_add(cells, k_old, start, s_old, np.int64(-1))
         if k_new >= 0:
-            cells_add(cells, k_new, start, s_new, 1)
+            cells_add(cells, k_new, start, s_new, np.int64(1))

@@ -34,9 +34,11 @@ from pipeline.tables.funnel_kernel import (
     run,
     settle,
 )  # fmt: skip
-from pipeline.tables.kernel import ArenaArrays, CellArrays, arena_give, arena_take, block_class, block_words, cells_room, jit
+from pipeline.tables.kernel import ArenaArrays, CellArrays, arena_give, arena_take, block_class, block_words, cells_room, jit, prefetch
 
 TIP_FROM = 4
+AHEAD = 4  # users: their blocks come from memory meanwhile, and the heads of twice as many
+LINE = 8  # words of a cache line
 DONE, MORE_CELLS, MORE_ARENA, MORE_SCRATCH, TOO_LONG = 0, 1, 2, 3, 4
 LARGEST_CLASS = 39
 
@@ -215,7 +217,7 @@ def _fold(
             first = horizon if low == 0 else events[0] >> 16
             ba, br = settle(number, starts, s.base_attempts, s.base_results, ba, br, first)
         return n, ba, br
-    ba, br = run(number, exclusions, starts, events, 0, low, s.base_attempts, s.base_results, ba, br, s.group, s.matching)
+    ba, br = run(number, exclusions, starts, events, np.int64(0), low, s.base_attempts, s.base_results, ba, br, s.group, s.matching)
     ba, br = settle(number, starts, s.base_attempts, s.base_results, ba, br, horizon)
     for k in range((n - low) * stride):
         events[k] = events[low * stride + k]
@@ -230,8 +232,18 @@ def apply_rows(
     """Apply users' groups from (g, f) on; (status, g, f, amount): when not DONE, the caller makes room and goes on from there."""
     capacity = len(s.attempts)
     funnels = len(spec.numbers)
-    while g < len(rows.starts) - 1:
+    groups = len(rows.starts) - 1
+    while g < groups:
         first, last = rows.starts[g], rows.starts[g + 1]
+        if g + 2 * AHEAD < groups:
+            prefetch(heads, np.int64(rows.user[rows.order[rows.starts[g + 2 * AHEAD]]]) * funnels)
+        if g + AHEAD < groups:
+            next_user = np.int64(rows.user[rows.order[rows.starts[g + AHEAD]]])
+            for k in range(funnels):
+                head = np.int64(heads[next_user, k])
+                if head >= 0:
+                    prefetch(arena.words, head)
+                    prefetch(arena.words, head + LINE)
         u = np.int64(rows.user[rows.order[first]])
         while f < funnels:
             if (last - first) + 8 > capacity:
@@ -260,10 +272,10 @@ def apply_rows(
             n_before = nr
             copy_results(s.results, s.before, nr)
             if in_order:
-                na, nr = run(number, exclusions, starts, s.fresh, 0, n_new, s.attempts, s.results, na, nr, s.group, s.matching)
+                na, nr = run(number, exclusions, starts, s.fresh, np.int64(0), n_new, s.attempts, s.results, na, nr, s.group, s.matching)
             else:
                 _load(words, base_at, s.attempts, s.results, ba, br)
-                i, j = events_at, 0
+                i, j = events_at, np.int64(0)
                 for at in range(0, (n_old + n_new) * stride, stride):
                     if j == n_new * stride or (i < tip_at and not event_before(s.fresh, j, words, i, number[ORDER])):
                         for k in range(stride):
@@ -273,7 +285,9 @@ def apply_rows(
                         for k in range(stride):
                             s.events[at + k] = s.fresh[j + k]
                         j += stride
-                na, nr = run(number, exclusions, starts, s.events, 0, n_old + n_new, s.attempts, s.results, ba, br, s.group, s.matching)
+                na, nr = run(
+                    number, exclusions, starts, s.events, np.int64(0), n_old + n_new, s.attempts, s.results, ba, br, s.group, s.matching
+                )
             if not cells_room(cells, n_before + nr):
                 return MORE_CELLS, g, f, n_before + nr
             n_after = nr
@@ -326,7 +340,8 @@ def sweep(spec: Spec, horizon: int, first: int, last: int, heads: I32, arena: Ar
             _load(arena.words, base_at, s.base_attempts, s.base_results, ba, br)
             if ta >= 0:
                 _load(arena.words, events_at + n * stride, s.attempts, s.results, ta, tr)
-            s.events[: n * stride] = arena.words[events_at : events_at + n * stride]
+            for k in range(n * stride):
+                s.events[k] = arena.words[events_at + k]
             n, ba, br = _fold(number, spec.exclusions[f], starts, s.events, n, horizon, s, ba, br)
             status = _replace(arena, heads, u, f, stride, s.events, n, s, max(ta, 0), tr, ba, br)
             if status != DONE:

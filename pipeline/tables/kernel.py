@@ -1,4 +1,4 @@
-"""Compiled primitives that the tables share: hashes, the user index, the cells, the arena.
+"""Compiled primitives that the tables share: the user index, the cells, the arena.
 
 A kernel never allocates. State is named tuples of numpy arrays owned by small Python classes; a kernel that meets a full
 array returns the row it stopped at, its caller grows the array and calls again from there. A kernel is deterministic
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from pipeline.cache import kernel_cache
 from pipeline.columns import I32, I64, U8, U64
@@ -20,137 +22,28 @@ from pipeline.columns import I32, I64, U8, U64
 if not numba.config.CACHE_DIR:  # NUMBA_CACHE_DIR wins
     numba.config.CACHE_DIR = str(kernel_cache())
 
-jit = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+# `_nrt=False`: numba then counts no references to arrays, two atomic operations an array a call, and refuses a kernel that allocates.
+jit = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy", _nrt=False)
 
-_P1 = np.uint64(0x9E3779B185EBCA87)
+_P1 = np.uint64(0x9E3779B185EBCA87)  # xxHash's primes: odd, and their bits well mixed
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
 _P3 = np.uint64(0x165667B19E3779F9)
-_P4 = np.uint64(0x85EBCA77C2B2AE63)
-_P5 = np.uint64(0x27D4EB2F165667C5)
-SECOND_SEED = np.uint64(0x5851F42D4C957F2D)
 
 
-@jit
-def _rotl(x: np.uint64, r: int) -> np.uint64:
-    return (x << np.uint64(r)) | (x >> np.uint64(64 - r))
+@intrinsic
+def prefetch(_context: Any, array: Any, index: Any) -> Any:
+    """Bring the cache line of an array's element (counted flat) near; an index out of bounds does nothing. Random rows of large state cost most of a kernel's time."""
 
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(function, [address, word(0), word(3), word(1)])  # to read, near, data
+        return context.get_dummy_value()
 
-@jit
-def _u64_at(data: U8, at: int) -> np.uint64:
-    value = np.uint64(0)
-    for i in range(8):
-        value |= np.uint64(data[at + i]) << np.uint64(8 * i)
-    return value
-
-
-@jit
-def _u32_at(data: U8, at: int) -> np.uint64:
-    value = np.uint64(0)
-    for i in range(4):
-        value |= np.uint64(data[at + i]) << np.uint64(8 * i)
-    return value
-
-
-@jit
-def _round(acc: np.uint64, lane: np.uint64) -> np.uint64:
-    return _rotl(acc + lane * _P2, 31) * _P1
-
-
-@jit
-def xxh64(data: U8, start: int, stop: int, seed: np.uint64) -> np.uint64:
-    """XXH64 of `data[start:stop]` (Collet's specification); the same as ClickHouse's `xxHash64` when the seed is 0."""
-    n = stop - start
-    at = start
-    if n >= 32:
-        v1 = seed + _P1 + _P2
-        v2 = seed + _P2
-        v3 = seed
-        v4 = seed - _P1
-        while at + 32 <= stop:
-            v1 = _round(v1, _u64_at(data, at))
-            v2 = _round(v2, _u64_at(data, at + 8))
-            v3 = _round(v3, _u64_at(data, at + 16))
-            v4 = _round(v4, _u64_at(data, at + 24))
-            at += 32
-        h = _rotl(v1, 1) + _rotl(v2, 7) + _rotl(v3, 12) + _rotl(v4, 18)
-        for v in (v1, v2, v3, v4):
-            h = (h ^ _round(np.uint64(0), v)) * _P1 + _P4
-    else:
-        h = seed + _P5
-    h += np.uint64(n)
-    while at + 8 <= stop:
-        h = _rotl(h ^ _round(np.uint64(0), _u64_at(data, at)), 27) * _P1 + _P4
-        at += 8
-    if at + 4 <= stop:
-        h = _rotl(h ^ (_u32_at(data, at) * _P1), 23) * _P2 + _P3
-        at += 4
-    while at < stop:
-        h = _rotl(h ^ (np.uint64(data[at]) * _P5), 11) * _P1
-        at += 1
-    h = (h ^ (h >> np.uint64(33))) * _P2
-    h = (h ^ (h >> np.uint64(29))) * _P3
-    return h ^ (h >> np.uint64(32))
-
-
-@jit
-def hash64(data: U8, ends: I64, out: U64) -> None:
-    """Row i of `data` is `data[ends[i-1]:ends[i]]`; its XXH64 goes to `out[i]`, 0 for an empty row."""
-    start = 0
-    for i in range(len(ends)):
-        out[i] = xxh64(data, start, ends[i], np.uint64(0)) if ends[i] > start else np.uint64(0)
-        start = ends[i]
-
-
-@jit
-def hash128(data: U8, ends: I64, out: U64) -> None:
-    """As `hash64`, two XXH64 with different seeds into `out[i, 0:2]`."""
-    start = 0
-    for i in range(len(ends)):
-        out[i, 0] = xxh64(data, start, ends[i], np.uint64(0))
-        out[i, 1] = xxh64(data, start, ends[i], SECOND_SEED)
-        start = ends[i]
-
-
-@jit
-def murmur2_partitions(data: U8, ends: I64, partitions: int, out: I32) -> None:
-    """Kafka's default partitioner: `toPositive(murmur2(row)) % partitions` (org.apache.kafka.common.utils.Utils.murmur2)."""
-    m = np.uint32(0x5BD1E995)
-    start = 0
-    for i in range(len(ends)):
-        stop = ends[i]
-        n = stop - start
-        h = np.uint32(0x9747B28C) ^ np.uint32(n)
-        at = start
-        while at + 4 <= stop:
-            k = np.uint32(_u32_at(data, at))
-            k = np.uint32(k * m)
-            k ^= k >> np.uint32(24)
-            k = np.uint32(k * m)
-            h = np.uint32(h * m) ^ k
-            at += 4
-        rest = stop - at
-        if rest >= 3:
-            h ^= np.uint32(data[at + 2]) << np.uint32(16)
-        if rest >= 2:
-            h ^= np.uint32(data[at + 1]) << np.uint32(8)
-        if rest >= 1:
-            h ^= np.uint32(data[at])
-            h = np.uint32(h * m)
-        h ^= h >> np.uint32(13)
-        h = np.uint32(h * m)
-        h ^= h >> np.uint32(15)
-        out[i] = np.int32((h & np.uint32(0x7FFFFFFF)) % np.uint32(partitions))
-        start = stop
-
-
-def text_rows(texts: list[str]) -> tuple[U8, I64]:
-    """Strings as one UTF-8 buffer and each row's end, what the hash kernels read."""
-    joined = "".join(texts)
-    if joined.isascii():
-        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        return np.frombuffer(joined.encode(), np.uint8), np.cumsum(lengths)
-    rows = [text.encode() for text in texts]
-    return np.frombuffer(b"".join(rows), np.uint8), np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)))
+    return types.void(array, types.int64), generate
 
 
 def grown(array: npt.NDArray[Any], rows: int, fill: int | None = None) -> npt.NDArray[Any]:
@@ -320,6 +213,8 @@ def _find_users(slots: I32, keys: U64, used: int, hashes: U64, start: int, out: 
     mask = np.uint64(len(slots) - 1)
     for i in range(start, len(hashes)):
         high, low = hashes[i, 0], hashes[i, 1]
+        if i + 8 < len(hashes):
+            prefetch(slots, np.int64(hashes[i + 8, 0] & mask))
         at = high & mask
         row = slots[at]
         while row >= 0 and not (keys[row, 0] == high and keys[row, 1] == low):
@@ -390,7 +285,7 @@ def block_words(size_class: int) -> int:
 
 @jit
 def block_class(words: int) -> int:
-    size_class = 0
+    size_class = np.int64(0)
     while block_words(size_class) < words:
         size_class += 1
     return size_class

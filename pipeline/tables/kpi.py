@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.columns import I64, U64, Strings
+from pipeline.columns import I64, Strings
 from pipeline.plan import Plan
 from pipeline.tables.kernel import CellArrays, Cells, jit
 from pipeline.tables.kpi_rows import (
@@ -76,8 +76,16 @@ def _newly_in(words: I64, used: I64, k: int, offset: int, mask: int, stride: int
 
 
 @jit
-def _matches(predicate: int, bits: U64, i: int) -> bool:
-    return predicate < 0 or (bits[i, predicate >> 6] >> np.uint64(predicate & 63)) & np.uint64(1) != 0
+def _room(used: I64, slots: I64, sets: I64, position: I64) -> tuple[int, int]:
+    """(how many events the last windows' sets have room for, the position of the one with the least)."""
+    least, which = np.int64(1) << 62, np.int64(-1)
+    for kind in range(len(sets)):
+        if sets[kind, 0] > 0:
+            k = position[kind]
+            room = (slots[k] * 3 // 4 - used[k]) // sets[kind, 0]
+            if room < least:
+                least, which = room, k
+    return least, which
 
 
 @jit
@@ -90,32 +98,32 @@ def _apply(spec: Spec, events: Events, i: int, slices: SliceArrays, pending: I64
     words, used, offsets, slots, strides = slices.words, slices.used, slices.offset, slices.slots, slices.stride
     meta, capacity = cells.meta, len(cells.values)
     n_kinds, n_kpis, n_lines = len(sets), len(kpis), len(table)
-    position[:] = -1
+    low, high, room = np.int64(1), np.int64(0), np.int64(0)  # where the last windows overlap, and events that their sets have room for
     while i < len(stamps):
         if meta[0] + n_lines > capacity:
             return MORE_CELLS, i, 0
-        counting = False
-        for kpi in range(n_kpis):
-            if kpis[kpi, 1] == USERS and _matches(kpis[kpi, 0], bits, i):
-                counting = True
-        for kind in range(n_kinds):
-            before = last[kind, 0]
-            if window_of(shape, starts, last, kind, stamps[i]) != before:
-                position[kind] = -1
-            if counting and sets[kind, 0] > 0:
-                if position[kind] < 0:
+        ts = stamps[i]
+        if ts < low or ts >= high:
+            low, high = np.int64(0), np.int64(1) << 62
+            for kind in range(n_kinds):
+                low = max(low, window_of(shape, starts, last, kind, ts))
+                high = min(high, last[kind, 1])
+                if sets[kind, 0] > 0:
                     position[kind] = slice_position(slices, last[kind, 2] * n_kinds + kind)
-                k = position[kind]
-                if k < 0:
-                    return NO_SLICE, i, kind
-                if (used[k] + sets[kind, 0]) * 4 > slots[k] * 3:
-                    return FULL, i, k
+                    if position[kind] < 0:
+                        return NO_SLICE, i, kind
+            room = np.int64(0)
+        if room == 0:
+            room, k = _room(used, slots, sets, position)
+            if room <= 0:
+                return FULL, i, k
+        room -= 1
 
         user = np.int64(users[i])
         for kpi in range(n_kpis):
-            if not _matches(kpis[kpi, 0], bits, i):
+            predicate, aggregate = kpis[kpi, 0], kpis[kpi, 1]
+            if predicate >= 0 and (bits[i, predicate >> 6] >> np.uint64(predicate & 63)) & np.uint64(1) == 0:
                 continue
-            aggregate = kpis[kpi, 1]
             delta, currency = np.int64(1), np.int64(0)
             if aggregate == SUM:
                 delta = numbers[i, kpis[kpi, 2]]
@@ -130,10 +138,11 @@ def _apply(spec: Spec, events: Events, i: int, slices: SliceArrays, pending: I64
                     k = position[kind]
                     if not _newly_in(words, used, k, offsets[k], slots[k] - 1, strides[k], line, value, user):
                         continue
-                taken = pending_put(pending, table[line, 0], last[kind, 0], value << 32 | currency, delta)
+                k0, k1, k2 = table[line, 0], last[kind, 0], value << 32 | currency
+                taken = pending_put(pending, k0, k1, k2, delta)
                 if taken >= 0:
                     settle(pending, taken, cells)
-                    pending_put(pending, table[line, 0], last[kind, 0], value << 32 | currency, delta)
+                    pending_put(pending, k0, k1, k2, delta)
         i += 1
     return DONE, i, 0
 
@@ -160,7 +169,7 @@ class EventKpiTable:
             for kpi in self.kpis
         ]
         sets = [
-            (sum(compiled[i][1] == USERS and w == kind for _, _, w, i in lines.table.tolist()), SPARSE if window in ("1m", "1h") else DENSE)
+            (sum(compiled[i][1] == USERS and w == kind for _, _, w, i in lines.table.tolist()), SPARSE if window == "1m" else DENSE)
             for kind, window in enumerate(self.windows)
         ]
         self.spec = Spec(

@@ -146,12 +146,12 @@ def _apply(spec: Spec, events: Events, i: int, state: State, pending: I64, cells
         state.began[row] = min(state.began[row], ts)
         first = state.first[row, kind]
         if ts < first or (ts == first and events.event_id[i] < state.tie[row, kind]):
-            _count(spec, state, row, kind, -1, pending, cells)
+            _count(spec, state, row, kind, np.int64(-1), pending, cells)
             state.first[row, kind] = ts
             state.tie[row, kind] = events.event_id[i]
             for d in range(len(spec.lines.columns)):
                 state.dimensions[row, kind, d] = events.fields[i, spec.lines.columns[d]]
-            _count(spec, state, row, kind, 1, pending, cells)
+            _count(spec, state, row, kind, np.int64(1), pending, cells)
         i += 1
     return DONE, i
 

@@ -15,10 +15,22 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.columns import I32, I64, U64
-from pipeline.tables.kernel import ArenaArrays, CellArrays, arena_give, arena_take, block_class, block_words, cells_add, cells_room, jit
+from pipeline.tables.kernel import (
+    ArenaArrays,
+    CellArrays,
+    arena_give,
+    arena_take,
+    block_class,
+    block_words,
+    cells_add,
+    cells_room,
+    jit,
+    prefetch,
+)
 
 USERS, LAST, VALUE = 0, 1 << 16, 2 << 16
 DONE, MORE_CELLS, MORE_ROWS, MORE_WORDS, MORE_ARENA = 0, 1, 2, 3, 4
+AHEAD = 6  # users: their rows come from memory meanwhile
 NEVER = np.iinfo(np.int64).max
 
 
@@ -213,6 +225,10 @@ def apply_rows(
         first_row, last_row = events.starts[g], events.starts[g + 1]
         u = np.int64(events.user[events.order[first_row]])
         row = np.int64(state.rows[u])
+        if g + AHEAD < len(events.starts) - 1:
+            next_row = np.int64(state.rows[events.user[events.order[events.starts[g + AHEAD]]]])
+            if next_row >= 0:
+                prefetch(words, next_row * words.shape[1])
         first, tie = NEVER, np.uint64(0)
         if row >= 0:
             first, tie = int(words[row, FIRST]), np.uint64(words[row, TIE])
@@ -270,13 +286,13 @@ def apply_rows(
             state.rows[u] = row
             words[row] = 0
             words[row, FIRST] = NEVER
-            _set_base(words, row, periods[at] if at < m else cohort, -1)
+            _set_base(words, row, periods[at] if at < m else cohort, np.int64(-1))
         base = _base(words, row)
         if at < m and not (base <= periods[at] and periods[m - 1] < base + size):
             base, top = _span(words, row, low, high, periods[at], periods[m - 1])
             if top - base >= size:
                 return MORE_WORDS, g, top - base + 1
-        adds = 0
+        adds = np.int64(0)
         for i in range(at, m):
             adds += sums[i] != 0
         if adds and not _sums_room(arena, words, row, adds, low, old_high):
@@ -284,7 +300,7 @@ def apply_rows(
 
         moves = best >= 0 and not (known and cohort == old_cohort and segment == old_segment)
         if moves and known:
-            _count(spec, words, row, -1, arena.words, cells)
+            _count(spec, words, row, np.int64(-1), arena.words, cells)
         if best >= 0:
             words[row, FIRST] = first
             words[row, TIE] = np.int64(tie)
@@ -301,16 +317,16 @@ def apply_rows(
                     if before < 0:
                         before = _last(words, row, cohort, spec.periods)
                     after = n
-                    cells_add(cells, k0 | USERS | n, k1, k2, 1)
+                    cells_add(cells, k0 | USERS | n, k1, k2, np.int64(1))
                 _flip(words, row, periods[i] - base)
             if sums[i] != 0:
                 _add_sum(arena.words, _head(words, row), periods[i], sums[i])
                 if counts and n >= 0:
                     cells_add(cells, k0 | VALUE | n, k1, k2, sums[i])
         if 0 <= before < after:
-            cells_add(cells, k0 | LAST | before, k1, k2, -1)
-            cells_add(cells, k0 | LAST | after, k1, k2, 1)
+            cells_add(cells, k0 | LAST | before, k1, k2, np.int64(-1))
+            cells_add(cells, k0 | LAST | after, k1, k2, np.int64(1))
         if moves:
-            _count(spec, words, row, 1, arena.words, cells)
+            _count(spec, words, row, np.int64(1), arena.words, cells)
         g += 1
     return DONE, g, 0

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.columns import I64, U64
-from pipeline.tables.kernel import jit
+from pipeline.tables.kernel import jit, prefetch
 from pipeline.tables.slices import SliceArrays, Slices, home_slot, slice_full, slice_position
 from pipeline.tables.table import Arrays
 
 DONE, NO_SLICE, FULL = 0, 1, 2
+AHEAD = 8  # events: their slots come from memory meanwhile
 SLICES_OF_LATENESS = 12  # so at most 1/12 more than needed is remembered
 
 
@@ -47,6 +48,8 @@ def _judge(slices: SliceArrays, slice_ms: int, window: int, keys: I64, ts: I64, 
             k, before, after = slice_position(slices, number), slice_position(slices, number - 1), slice_position(slices, number + 1)
         if k < 0:
             return NO_SLICE, i, number
+        if i + AHEAD < len(ts):
+            prefetch(slices.words, slices.offset[k] + 2 * home_slot(keys[i + AHEAD], slices.slots[k] - 1))
         if slice_full(slices, k, 1):
             return FULL, i, k
         at = _find(slices, k, keys[i], t, window)

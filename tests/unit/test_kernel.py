@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2
 
+from pipeline.tables.hashes import hash64, murmur2_partitions, text_rows
 from pipeline.tables.kernel import (
     HISTOGRAM_UPPER,
     Arena,
@@ -19,11 +20,8 @@ from pipeline.tables.kernel import (
     block_words,
     cells_add,
     cells_room,
-    hash64,
     histogram_bucket,
     jit,
-    murmur2_partitions,
-    text_rows,
 )
 
 TEXTS = st.lists(st.text(max_size=80), min_size=1, max_size=30)

@@ -31,6 +31,18 @@ def admin(rig: Rig) -> KafkaAdminClient:
     return KafkaAdminClient(bootstrap_servers=[rig.bootstrap])
 
 
+def bring_back(rig: Rig, broker: EmbeddedKafka) -> None:
+    """Start the broker again and wait until it knows its topics: the producer of the test itself has no patience."""
+    broker.start()
+    consumer = KafkaConsumer(bootstrap_servers=[rig.bootstrap])
+    topics = (rig.topics.clickstream, rig.topics.orders)
+    rig.until(lambda: all(len(consumer.partitions_for_topic(t) or ()) == PARTITIONS for t in topics), 30, "the broker knows its topics")
+    rig.until(
+        lambda: len(consumer.end_offsets([TopicPartition(t, p) for t in topics for p in range(PARTITIONS)])) > 0, 30, "it serves them"
+    )
+    consumer.close()
+
+
 def half_way_and_stopped(rig: Rig) -> None:
     """60% produced, some of it applied, no worker running."""
     worker = rig.start()
@@ -48,7 +60,7 @@ def test_broker_killed_and_started_again(build: Build, fragile: EmbeddedKafka, s
     rig.while_applying()
     fragile.kill()
     time.sleep(seconds)
-    fragile.start()
+    bring_back(rig, fragile)
     rig.produce_aside(1)
     rig.settle()
     assert all(worker.poll() is None for worker in workers), rig.log
@@ -61,7 +73,7 @@ def test_broker_is_not_there_yet(build: Build, fragile: EmbeddedKafka) -> None:
     fragile.kill()
     rig.start()
     rig.until(lambda: "can't be reached, trying again" in rig.log, 60, "the worker says what it waits for")
-    fragile.start()
+    bring_back(rig, fragile)
     rig.produce(1)
     finish(rig)
 

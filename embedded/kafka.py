@@ -92,7 +92,7 @@ class EmbeddedKafka:
                 raise EmbeddedKafkaError(f"Kafka did not start; the end of its log:\n{_tail(self.log)}\n{REMEDY}")
 
     def kill(self) -> None:
-        """SIGKILL: what a crash does. `start` brings it back on the same ports, with its data."""
+        """SIGKILL: what a crash does. `start` brings it back on the same ports, with its data if the folder is not a temporary one."""
         self._end()
 
     def stop(self) -> None:

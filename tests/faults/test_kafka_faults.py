@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -15,9 +16,9 @@ from tests.faults.rig import PARTITIONS, Rig
 
 
 @pytest.fixture
-def fragile() -> Iterator[EmbeddedKafka]:
-    """A broker of the case's own."""
-    with EmbeddedKafka(quiet=True) as broker:
+def fragile(tmp_path: Path) -> Iterator[EmbeddedKafka]:
+    """A broker of the case's own, whose data outlive it."""
+    with EmbeddedKafka(tmp_path / "kafka", quiet=True) as broker:
         yield broker
 
 

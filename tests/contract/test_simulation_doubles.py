@@ -89,10 +89,11 @@ class Double:
 
 
 class KafkaProducer:
-    """A transaction begins with the first send, as in the double."""
+    """A transaction begins with the first send, as in the double. Markers come after the reply to a commit: here they are waited for."""
 
-    def __init__(self, producer: Any) -> None:
-        self.inner, self.open = producer, False
+    def __init__(self, kafka: Kafka, producer: Any) -> None:
+        self.kafka, self.inner = kafka, producer
+        self.touched: set[TopicPartition] = set()
 
     async def _fenced_or(self, work: Any) -> Any:
         try:
@@ -103,18 +104,27 @@ class KafkaProducer:
             raise
 
     async def send(self, topic: str, partition: int, value: bytes) -> int:
-        if not self.open:
+        if not self.touched:
             await self._fenced_or(self.inner.begin_transaction())
-            self.open = True
+        self.touched.add(TopicPartition(topic, partition))
         return int((await self._fenced_or(self.inner.send_and_wait(topic, value, partition=partition))).offset)
 
     async def commit(self) -> None:
-        self.open = False
-        await self._fenced_or(self.inner.commit_transaction())
+        await self._end(self.inner.commit_transaction())
 
     async def abort(self) -> None:
-        self.open = False
-        await self._fenced_or(self.inner.abort_transaction())
+        await self._end(self.inner.abort_transaction())
+
+    async def _end(self, work: Any) -> None:
+        touched, self.touched = list(self.touched), set()
+        before = await self.kafka.uncommitted.end_offsets(touched)
+        await self._fenced_or(work)
+        for _ in range(200):
+            after = await self.kafka.uncommitted.end_offsets(touched)
+            if all(after[tp] > before[tp] for tp in touched):
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"no markers: {before}")
 
 
 class Kafka:
@@ -127,7 +137,8 @@ class Kafka:
         self.consumer = aiokafka.AIOKafkaConsumer(
             **self.client, isolation_level="read_committed", enable_auto_commit=False, auto_offset_reset="earliest"
         )
-        for one in (self.admin, self.plain, self.consumer):
+        self.uncommitted = aiokafka.AIOKafkaConsumer(**self.client, enable_auto_commit=False)
+        for one in (self.admin, self.plain, self.consumer, self.uncommitted):
             await one.start()
         return self
 
@@ -135,6 +146,7 @@ class Kafka:
         await asyncio.gather(*(one.stop() for one in self.started), return_exceptions=True)
         await self.plain.stop()
         await self.consumer.stop()
+        await self.uncommitted.stop()
         await self.admin.close()
 
     async def topic(self) -> str:
@@ -149,7 +161,7 @@ class Kafka:
         producer = aiokafka.AIOKafkaProducer(**self.client, transactional_id=transactional_id, acks="all")
         self.started.append(producer)
         await asyncio.wait_for(producer.start(), 30)
-        return KafkaProducer(producer)
+        return KafkaProducer(self, producer)
 
     async def end(self, topic: str, partition: int) -> int:
         tp = TopicPartition(topic, partition)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.definitions import Definitions, Funnel, Kpi, Match, Retention, Step
 from pipeline.partition import Options, Topics
-from pipeline.tables.kernel import murmur2_partitions, text_rows
+from pipeline.tables.hashes import murmur2_partitions, text_rows
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE

@@ -27,6 +27,9 @@ demo: $(READY)  ## a generated shop, live on the terminal, until Ctrl-C
 test: $(READY) lint  ## lint, then every test tier
 	$(BIN)/python -m pytest
 
+test-faults: $(READY)  ## the fault matrix alone, on a real Kafka and ClickHouse server; SHOPSTREAM_TEST_SEED repeats a run
+	$(BIN)/python -m pytest tests/faults
+
 lint: $(READY)  ## ruff, strict types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +51,4 @@ lock: $(READY)  ## refresh requirements.lock from pyproject.toml
 clean:  ## remove what was built here
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup sample demo test lint format bench lock clean
+.PHONY: help setup test-faults sample demo test lint format bench lock clean

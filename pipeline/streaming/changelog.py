@@ -110,7 +110,7 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
         moved = time.monotonic()
         while recovery.position < recovery.end:
             for found in (await consumer.getmany(tp, timeout_ms=1000)).values():
-                records.extend((record.key, record.value) for record in found)
+                records.extend((record.key, record.value) for record in found if record.offset < recovery.end)
             before, recovery.position = recovery.position, await consumer.position(tp)
             if recovery.position > before:
                 moved = time.monotonic()
@@ -125,6 +125,16 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
             "Rebuild under another app id, into another database."
         )
     return records
+
+
+async def grew(client: dict[str, Any], tp: TopicPartition, end: int) -> bool:
+    """Whether someone has written to the changelog since it was read to `end`: then another worker is the owner now."""
+    consumer = aiokafka.AIOKafkaConsumer(**client, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        return bool((await consumer.end_offsets([tp]))[tp] > end)
+    finally:
+        await consumer.stop()
 
 
 async def delete_before(client: dict[str, Any], tp: TopicPartition, offset: int) -> None:

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions
 from pipeline.partition import BrakesOn, Options, Partition, Run, Topics
-from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, read_to_end, stop_producer
+from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, grew, read_to_end, stop_producer
 
 log = logging.getLogger("shopstream.owner")
 
@@ -129,7 +129,9 @@ class Owner:
             retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=lambda state: self._told(number, state)
         ):
             with attempt:
-                if again:  # after a failed transaction another worker may be the owner: only a member of the group may fence
+                if (
+                    again or attempt.retry_state.attempt_number > 1
+                ):  # another worker may be the owner by now: only a member of the group may fence
                     await self.consumer.prove_membership()
                 async with self._turns:
                     await self._take(number)
@@ -147,7 +149,7 @@ class Owner:
             if records:
                 await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
             elif self.emptied is not None:
-                await self.emptied(number)
+                await self._begin_anew(self.emptied, number, recovery)
         except BaseException:
             self._spawn(stop_producer(producer))
             raise
@@ -156,6 +158,14 @@ class Owner:
         log.info(
             "partition %d: taken over at %s, %d changelog records, %.2f s", number, partition.positions, len(records), recovery.seconds
         )
+
+    async def _begin_anew(self, emptied: Callable[[int], Coroutine[Any, Any, None]], number: int, recovery: Recovery) -> None:
+        try:
+            await emptied(number)
+        except ChangelogError:
+            if await grew(self.client, TopicPartition(self.topics.changelog, number), recovery.end):
+                raise TimeoutError(f"partition {number}: another worker has taken it over meanwhile") from None
+            raise
 
     async def _count_partitions(self, producer: Any) -> int:
         """Partitions of the source topics, asked of the broker: with a wrong count every user would seem to be in the wrong place."""

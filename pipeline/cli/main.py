@@ -74,6 +74,10 @@ def run(
         str | None, typer.Option(help="A Kafka that is there (topics of this run get a name of their own) instead of the embedded one.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Empty the warehouse folder first.")] = False,
+    sort: Annotated[
+        bool,
+        typer.Option("--sort", help="Send in order of event time: for files sorted by something else. All of them must fit into memory."),
+    ] = False,
 ) -> None:
     """Replay files through Kafka and the worker into an embedded warehouse; show funnels and retention.
 
@@ -84,7 +88,11 @@ def run(
     if clickstream is None and orders is None:
         raise Wrong("nothing to read: give --clickstream, --orders or both")
     settings = load_settings(broker=broker) if broker else None
-    run_job(Job(warehouse, clickstream, orders, load_definitions(definitions), definitions, map_, partitions, workers, settings, overwrite))
+    run_job(
+        Job(
+            warehouse, clickstream, orders, load_definitions(definitions), definitions, map_, partitions, workers, settings, overwrite, sort
+        )
+    )
 
 
 @app.command()

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from pipeline.cli.local import Backlog, Local, Wanted, local_pipeline, prepare_folder
 from pipeline.cli.show import show_summary
 from pipeline.definitions import Definitions
+from pipeline.event_times import time_of
 from pipeline.files import Keyed, Mapping, file_format, read
 from pipeline.mapping import load_mapping
 from pipeline.replay import replay
@@ -41,6 +42,8 @@ class Job:
     settings: Settings | None
     """Of a Kafka that is there; None: the embedded one."""
     overwrite: bool
+    sort: bool = False
+    """Send in order of event time instead of the files' own."""
 
 
 def run_job(job: Job) -> None:
@@ -77,6 +80,8 @@ def _progress() -> Progress:
 def _replay(job: Job, local: Local, mapping: Mapping | None, progress: Progress) -> int:
     task = progress.add_task("replayed", total=None)
     records = _records(job, mapping)
+    if job.sort:
+        records = iter(sorted(records, key=lambda record: time_of(record.value) or 0))
     sent = asyncio.run(replay(local.client, records, local.topic_of, local.partitions, lambda n, _: progress.advance(task, n)))
     progress.update(task, total=sent, completed=sent)
     return sent

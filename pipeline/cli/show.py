@@ -26,6 +26,12 @@ def show_summary(console: Console, warehouse: Warehouse, definitions: Definition
     }
     said = [f"read {read:,}", *(f"{what} {health.total(count):,}" for what, count in counts.items()), f"{seconds:.1f} s"]
     console.print(Text(" · ".join(said)))
+    if health.total("too_late"):
+        console.print(
+            Text(
+                f"too late: more than {definitions.lateness_ms // 3_600_000} h behind an event read before; --sort helps files not sorted by time"
+            )
+        )
     if health.reasons:
         console.print(render.reasons_line(health.reasons))
     for funnel in definitions.funnels:

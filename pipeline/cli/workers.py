@@ -42,7 +42,7 @@ class Workers:
     def look_after(self) -> None:
         """Start again what died. Raises RunFailed past the limit, and when a worker has stopped consuming a topic for its many rejects."""
         if stopped := [line for line in self.tail(200).splitlines() if "consumption of" in line and "stopped" in line]:
-            raise RunFailed(f"too many records are rejected; is a --map missing?\n{stopped[-1]}")
+            raise RunFailed(f"too many records are rejected. Is a --map missing, or a file not in order of time (--sort)?\n{stopped[-1]}")
         for i, process in enumerate(self._processes):
             if process.poll() is not None:
                 self._restarts += 1

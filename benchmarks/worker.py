@@ -1,7 +1,7 @@
 """The whole worker beside a plain Faust agent, each on one core: CPU seconds per million events, and events a second.
 
-`make bench` (or `python -m benchmarks.worker [events] [peer events]`). Ours: decode, validation, users, sessions, 2 funnels, 1 retention, 6 KPIs,
-changelog transactions and the ClickHouse sink (embedded, in the parent's process over loopback). The peer: JSON decoded by Faust, one tumbling
+`make bench` (or `python -m benchmarks.worker [events] [peer events] [server]`). Ours: decode, validation, users, sessions, 2 funnels, 1 retention, 6 KPIs,
+changelog transactions and the ClickHouse sink (embedded, in the parent's process over loopback; `server`: Debian's server over TCP). The peer: JSON decoded by Faust, one tumbling
 table of counts by event name with its changelog. Both read the same topic; the medians of three measurements of ours are shown.
 """
 
@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from pipeline.sinks.catalog import install
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.shared import new_key, serve
 from pipeline.topics import ensure_topics
+from tests.clickhouse_server import ClickHouseServer
 
 USERS = 100_000
 PARTITIONS = 4
@@ -91,20 +94,33 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def measure_worker(bootstrap: str, total: int, folder: Path, round_: int) -> tuple[float, float]:
+@contextmanager
+def sink(folder: Path, round_: int, server: bool) -> Iterator[tuple[Any, dict[str, str]]]:
+    """An empty warehouse, and what a worker must be told to write into it."""
+    if server:
+        with ClickHouseServer() as running:
+            warehouse = open_warehouse(running.url(user="default"), running.password)
+            yield warehouse, {"SHOPSTREAM_WAREHOUSE": running.url(user="default"), "SHOPSTREAM_WAREHOUSE_PASSWORD": running.password}
+            warehouse.close()
+        return
+    warehouse = open_warehouse(f"chdb://{folder}/warehouse{round_}")
+    key = new_key()
+    with serve(warehouse, authkey=key.encode()) as shared:
+        yield warehouse, {"SHOPSTREAM_WAREHOUSE": shared.url, "SHOPSTREAM_WAREHOUSE_KEY": key}
+    warehouse.close()
+
+
+def measure_worker(bootstrap: str, total: int, folder: Path, round_: int, server: bool = False) -> tuple[float, float]:
     """(CPU seconds per million events, events a second) from the first rows in the warehouse to all of them."""
     definitions = folder / "bench.toml"
     definitions.write_text(DEFINITIONS)
     topics = Topics(app_id=f"bench{round_}")
     ensure_topics({"bootstrap_servers": [bootstrap]}, topics, PARTITIONS)
-    warehouse = open_warehouse(f"chdb://{folder}/warehouse{round_}")
-    warehouse.migrate()
-    install(warehouse, load(definitions), 1)
-    key = new_key()
-    with serve(warehouse, authkey=key.encode()) as server:
-        environment = os.environ | {
-            "SHOPSTREAM_BROKER": bootstrap, "SHOPSTREAM_APP_ID": topics.app_id, "SHOPSTREAM_WAREHOUSE": server.url,
-            "SHOPSTREAM_WAREHOUSE_KEY": key, "SHOPSTREAM_DEFINITIONS": str(definitions),
+    with sink(folder, round_, server) as (warehouse, told):
+        warehouse.migrate()
+        install(warehouse, load(definitions), 1)
+        environment = os.environ | told | {
+            "SHOPSTREAM_BROKER": bootstrap, "SHOPSTREAM_APP_ID": topics.app_id, "SHOPSTREAM_DEFINITIONS": str(definitions),
         }  # fmt: skip
         log = (folder / "worker.log").open("ab")
         worker = subprocess.Popen(
@@ -130,7 +146,6 @@ def measure_worker(bootstrap: str, total: int, folder: Path, round_: int) -> tup
         finally:
             worker.terminate()
             worker.wait(90)
-            warehouse.close()
 
 
 def _applied(warehouse: Any) -> int:
@@ -149,7 +164,7 @@ def measure_peer(bootstrap: str, total: int) -> tuple[float, float]:
     return float(cpu), float(rate)
 
 
-def main(total: int = 3_000_000, peer: int = 30_000) -> None:
+def main(total: int = 3_000_000, peer: int = 30_000, server: bool = False) -> None:
     with EmbeddedKafka() as kafka, tempfile.TemporaryDirectory() as temporary:
         ensure_topics({"bootstrap_servers": [kafka.bootstrap]}, Topics(), PARTITIONS)
         with console.status(f"sending {total:,} events of 255 bytes"):
@@ -162,7 +177,7 @@ def main(total: int = 3_000_000, peer: int = 30_000) -> None:
                 )
         ours = []
         for round_ in range(ROUNDS):
-            ours.append(measure_worker(kafka.bootstrap, total, Path(temporary), round_))
+            ours.append(measure_worker(kafka.bootstrap, total, Path(temporary), round_, server))
             console.print(f"worker, round {round_ + 1}: {ours[-1][0]:.2f} CPU s per million, {ours[-1][1]:,.0f} events/s", highlight=False)
         cpu, rate = statistics.median(o[0] for o in ours), statistics.median(o[1] for o in ours)
         peer_cpu, peer_rate = measure_peer(kafka.bootstrap, peer)
@@ -176,4 +191,4 @@ def main(total: int = 3_000_000, peer: int = 30_000) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*(int(a) for a in sys.argv[1:] if a.isdigit()), server="server" in sys.argv[1:])

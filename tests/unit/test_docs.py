@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -56,3 +57,9 @@ def code_of(text: str) -> list[str]:
 def test_help_lists_the_verbs() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {"setup", "sample", "demo", "test", "test-faults", "lint", "bench"} <= set(re.findall(r"make ([a-z-]+)", shown))
+
+
+@pytest.mark.parametrize("page", ["settings.md", "commands.md"])
+def test_reference_is_what_the_code_says(page: str) -> None:
+    make = runpy.run_path(str(ROOT / "docs" / "reference" / "make.py"))
+    assert (ROOT / "docs" / "reference" / page).read_text() == make["PAGES"][page](), "run `python docs/reference/make.py`"

@@ -53,6 +53,13 @@ class Settings(BaseSettings):
     accept_deleted_events: bool = Field(
         False, description="go on where retention has deleted events that were not read yet, instead of stopping"
     )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="where /metrics, /healthz and /readyz are served")
+    metrics_port: int = Field(9464, ge=0, le=65_535, description="their port, one of its own for each worker on a machine; 0: not served")
+    stuck_seconds: float = Field(
+        120,
+        ge=0,
+        description="a worker whose committed offsets have not moved for so long, without a reason to wait, ends itself; 0: never",
+    )
     max_message_bytes: int = Field(1 << 20, ge=1024)
     brake_ratio: float = Field(0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this are rejected")
     brake_records: int = Field(1000, ge=1)

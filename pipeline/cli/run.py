@@ -123,6 +123,7 @@ def _worker_environment(job: Job, broker: str, topics: Topics, warehouse: str, k
         "SHOPSTREAM_CLICKSTREAM_TOPIC": topics.clickstream,
         "SHOPSTREAM_ORDERS_TOPIC": topics.orders,
         "SHOPSTREAM_IDLE_SECONDS": "0",
+        "SHOPSTREAM_METRICS_PORT": "0",
     }
     return kept | given | ({"SHOPSTREAM_DEFINITIONS": str(job.definitions_file.absolute())} if job.definitions_file else {})
 

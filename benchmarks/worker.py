@@ -104,7 +104,7 @@ def measure_worker(bootstrap: str, total: int, folder: Path, round_: int) -> tup
     with serve(warehouse, authkey=key.encode()) as server:
         environment = os.environ | {
             "SHOPSTREAM_BROKER": bootstrap, "SHOPSTREAM_APP_ID": topics.app_id, "SHOPSTREAM_WAREHOUSE": server.url,
-            "SHOPSTREAM_WAREHOUSE_KEY": key, "SHOPSTREAM_DEFINITIONS": str(definitions),
+            "SHOPSTREAM_WAREHOUSE_KEY": key, "SHOPSTREAM_METRICS_PORT": "0", "SHOPSTREAM_DEFINITIONS": str(definitions),
         }  # fmt: skip
         log = (folder / "worker.log").open("ab")
         worker = subprocess.Popen(

@@ -120,7 +120,8 @@ def measure_worker(bootstrap: str, total: int, folder: Path, round_: int, server
         warehouse.migrate()
         install(warehouse, load(definitions), 1)
         environment = os.environ | told | {
-            "SHOPSTREAM_BROKER": bootstrap, "SHOPSTREAM_APP_ID": topics.app_id, "SHOPSTREAM_DEFINITIONS": str(definitions),
+            "SHOPSTREAM_BROKER": bootstrap, "SHOPSTREAM_APP_ID": topics.app_id, "SHOPSTREAM_METRICS_PORT": "0",
+            "SHOPSTREAM_DEFINITIONS": str(definitions),
         }  # fmt: skip
         log = (folder / "worker.log").open("ab")
         worker = subprocess.Popen(

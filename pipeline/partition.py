@@ -6,7 +6,7 @@ At every commit the changelog says exactly *state after the events before the po
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, NamedArrays, Reader, pack, unpack
 from pipeline.columns import I64, Columns
-from pipeline.decode import ORIGIN_HEADER, REKEYED_HEADER, Decoded, Decoder, Record
+from pipeline.decode import ORIGIN_HEADER, REKEYED_HEADER, Decoded, Decoder, Record, Reject
 from pipeline.definitions import Definitions
 from pipeline.tables.board import Board, next_generations
 from schemas.rejects import Reason, RejectedRecord
@@ -121,6 +121,7 @@ class TopicState(msgspec.Struct):
     rekeyed: int = 0
     unknown_events: int = 0
     unknown_fields: int = 0
+    reasons: dict[str, int] = {}  # rejected and too_late, by Reason; never changed in place
 
 
 RejectRow = tuple[str, int, int, str, str, bytes, bytes, int, int]  # schemas.rows.REJECTS
@@ -198,6 +199,16 @@ class Partition:
         return {topic: state.next_offset for topic, state in self.states.items()}
 
     @property
+    def reached(self) -> dict[str, int]:
+        """The same past what is no record (transaction markers): what is before it is applied."""
+        return {t: max(self.positions.get(t, 0), self._beyond.get(t, 0)) for t in (*self.states, *self._beyond)}
+
+    @property
+    def changelog_bytes(self) -> tuple[int, int]:
+        """Compressed size of the last snapshot, and of the deltas since."""
+        return self._snapshot_bytes, self._delta_bytes
+
+    @property
     def watermark(self) -> int:
         """Smallest watermark (ms) of the topics that are not idle; NO_WATERMARK while one of them has shown no event yet."""
         known = {t: self.states[t].watermark if t in self.states else NO_WATERMARK for t in (self.topics.clickstream, self.topics.orders)}
@@ -243,6 +254,7 @@ class Partition:
             state.rekeyed + len(decoded.rekey),
             state.unknown_events + decoded.unknown_events,
             state.unknown_fields + decoded.unknown_fields,
+            _added(state.reasons, decoded.rejects, int(late.sum())),
         )
         self._pending.moved = True
 
@@ -452,6 +464,16 @@ class Partition:
         board = Board(generations)
         board.load(self.board.dump(), self.board.strings.texts)
         self._start(board)
+
+
+def _added(reasons: dict[str, int], rejects: Sequence[Reject], late: int) -> dict[str, int]:
+    if not rejects and not late:
+        return reasons
+    new = Counter(reasons)
+    new.update(reject.reason.value for reject in rejects)
+    if late:
+        new[Reason.TOO_LATE.value] += late
+    return dict(new)
 
 
 def _envelope(row: RejectRow) -> bytes:

@@ -26,25 +26,27 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     broker: str = Field("127.0.0.1:9092", description="Kafka's bootstrap servers, host:port separated by commas")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = Field(None, repr=False)
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="how Kafka is spoken to")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; with a SASL protocol"
+    )
+    sasl_username: str | None = Field(None, description="with a SASL protocol")
+    sasl_password: SecretStr | None = Field(None, repr=False, description="with a SASL protocol")
     ssl_ca_file: FilePath | None = Field(None, description="certificates to trust instead of the system's")
     app_id: str = Field(
         "shopstream", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="consumer group, transactional ids, names of internal topics"
     )
-    clickstream_topic: str = "clickstream"
-    orders_topic: str = "orders"
+    clickstream_topic: str = Field("clickstream", description="topic of the clickstream events")
+    orders_topic: str = Field("orders", description="topic of the order events")
     partitions: int = Field(4, ge=1, le=10_000, description="of every topic, when `topics` creates them")
-    replication_factor: int = Field(1, ge=1, le=10)
+    replication_factor: int = Field(1, ge=1, le=10, description="of every topic, when `topics` creates them; 3 on a cluster")
     min_insync_replicas: int = Field(1, ge=1, le=10, description="2 with 3 replicas: what is acknowledged survives the loss of a broker")
     warehouse: str = Field(
         "clickhouse://default@127.0.0.1:9000/shopstream", description="chdb:///folder or clickhouse://user@host:port/database"
     )
-    warehouse_password: SecretStr | None = Field(None, repr=False)
+    warehouse_password: SecretStr | None = Field(None, repr=False, description="never part of the URL")
     definitions: FilePath | None = Field(None, description="a shopstream.toml; the bundled default when not set")
-    flush_seconds: float = Field(0.5, gt=0, le=60)
+    flush_seconds: float = Field(0.5, gt=0, le=60, description="between two transactions of a partition; rows follow at once")
     sink_lag_seconds: float = Field(60, gt=0, description="how long the warehouse may be away before consumption waits for it")
     idle_seconds: float = Field(60, ge=0, description="after which a topic that is read to its end holds no watermark back; 0: never")
     session_seconds: float = Field(
@@ -53,9 +55,16 @@ class Settings(BaseSettings):
     accept_deleted_events: bool = Field(
         False, description="go on where retention has deleted events that were not read yet, instead of stopping"
     )
-    max_message_bytes: int = Field(1 << 20, ge=1024)
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="where /metrics, /healthz and /readyz are served")
+    metrics_port: int = Field(9464, ge=0, le=65_535, description="their port, one of its own for each worker on a machine; 0: not served")
+    stuck_seconds: float = Field(
+        120,
+        ge=0,
+        description="a worker whose committed offsets have not moved for so long, without a reason to wait, ends itself; 0: never",
+    )
+    max_message_bytes: int = Field(1 << 20, ge=1024, description="a larger record is rejected as too_large")
     brake_ratio: float = Field(0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this are rejected")
-    brake_records: int = Field(1000, ge=1)
+    brake_records: int = Field(1000, ge=1, description="the newest records of a topic partition by which the ratio is judged")
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Settings:

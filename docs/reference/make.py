@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.cli.main import app
 from pipeline.settings import PREFIX, Settings
+from pipeline.telemetry.metrics import reference
 
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/reference/make.py -->"
@@ -70,7 +71,14 @@ def _option(parameter: Any) -> str:
     return f"| `{names}`{required} | {default} | {(getattr(parameter, 'help', None) or '').replace('|', chr(92) + '|')} |"
 
 
-PAGES = {"settings.md": settings_page, "commands.md": commands_page}
+def metrics_page() -> str:
+    return (
+        f"{MADE}\n# Metrics\n\nAt `/metrics` of a worker, see `SHOPSTREAM_METRICS_PORT` in [settings](settings.md).\n\n{reference()}".rstrip()
+        + "\n"
+    )
+
+
+PAGES = {"metrics.md": metrics_page, "settings.md": settings_page, "commands.md": commands_page}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -81,6 +81,9 @@ def worker_options(settings: Settings) -> Any:
         FlushOptions(settings.flush_seconds, settings.sink_lag_seconds, settings.idle_seconds),
         settings.session_seconds,
         settings.accept_deleted_events,
+        metrics_host=settings.metrics_host,
+        metrics_port=settings.metrics_port,
+        stuck_seconds=settings.stuck_seconds,
     )
 
 

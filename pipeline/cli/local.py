@@ -128,6 +128,7 @@ def _worker_environment(wanted: Wanted, broker: str, topics: Topics, warehouse: 
         "SHOPSTREAM_CLICKSTREAM_TOPIC": topics.clickstream,
         "SHOPSTREAM_ORDERS_TOPIC": topics.orders,
         "SHOPSTREAM_IDLE_SECONDS": "0",
+        "SHOPSTREAM_METRICS_PORT": "0",
     }
     return kept | given | ({"SHOPSTREAM_DEFINITIONS": str(wanted.definitions_file.absolute())} if wanted.definitions_file else {})
 

@@ -46,9 +46,10 @@ def failures() -> tuple[type[Exception], ...]:
     from embedded.jars import EmbeddedKafkaError
     from pipeline.cli.workers import RunFailed
     from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
+    from pipeline.telemetry.server import PortTaken
     from pipeline.topics import TopicsError
 
-    return (Failed, RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
+    return (Failed, PortTaken, RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
 
 
 def load_definitions(path: Path | None) -> Definitions:

@@ -14,6 +14,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
 
+from pipeline.sinks.sql import OVERLOADED
 from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable, Warehouse
 from schemas.rows import Rows
 
@@ -162,7 +163,7 @@ class SharedWarehouse:
                 self._hang_up()
                 raise SinkUnavailable(f"the shared warehouse at {self._where()} does not answer: {error}") from None
         if status == "unavailable":
-            raise SinkUnavailable(result)
+            raise SinkUnavailable(result, OVERLOADED)
         if status == "refused":
             raise SinkRefused(result)
         return result

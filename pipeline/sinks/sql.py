@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
+from pipeline.sinks.warehouse import NO_ANSWER, SinkRefused, SinkUnavailable
 from schemas.rows import COLUMNS, Rows
 
 TIMES = frozenset({"window_start", "cohort_start"})
@@ -40,13 +40,18 @@ RETRYABLE = {
 }  # fmt: skip
 """ClickHouse's error codes that say nothing against the data: the same insert may succeed later."""
 
+REFUSED = "refused"
+OVERLOADED = "other"  # a shared warehouse does not say which
+SINK_ERROR_KINDS = tuple(sorted({NO_ANSWER, REFUSED, OVERLOADED, *(words.replace(" ", "_") for words in RETRYABLE.values())}))
+"""Words for what can go wrong with a call to the warehouse."""
+
 Column = npt.NDArray[Any] | Sequence[str | bytes]
 
 
 def sink_error(code: int | None, message: str) -> SinkUnavailable | SinkRefused:
     """The exception for a ClickHouse error; its stack trace is cut off."""
     text = message.split("Stack trace")[0].strip()[:2000]
-    return SinkUnavailable(text) if code in RETRYABLE else SinkRefused(text)
+    return SinkUnavailable(text, RETRYABLE[code].replace(" ", "_")) if code in RETRYABLE else SinkRefused(text)
 
 
 def prepared(rows: Rows) -> Iterator[tuple[str, int, dict[str, Column]]]:

@@ -7,9 +7,18 @@ from typing import Any, Protocol
 
 from schemas.rows import Rows
 
+NO_ANSWER = "no_answer"
+
 
 class SinkUnavailable(Exception):
-    """The warehouse did not take it now and may later: network, overload (TOO_MANY_PARTS, memory), read-only. Retried with back-off; nothing is lost."""
+    """The warehouse did not take it now and may later: network, overload (TOO_MANY_PARTS, memory), read-only. Retried with back-off; nothing is lost.
+
+    kind: one of `pipeline.sinks.sql.SINK_ERROR_KINDS`.
+    """
+
+    def __init__(self, message: str, kind: str = NO_ANSWER) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class SinkRefused(Exception):

@@ -28,7 +28,11 @@ from pipeline.partition import Options, Partition, Run, Topics
 from pipeline.sinks.warehouse import Warehouse
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.owner import Owner, end_process
+from pipeline.streaming.readings import WorkerState
 from pipeline.streaming.tables import OwnedTables
+from pipeline.streaming.watchdog import LoopGuard, Watchdog
+from pipeline.telemetry.prometheus import CONTENT_TYPE, Exposition
+from pipeline.telemetry.server import serving
 from pipeline.topics import TopicsError
 
 log = logging.getLogger("shopstream.worker")
@@ -84,16 +88,19 @@ class WorkerOptions:
     session_seconds: float = 10.0
     accept_deleted: bool = False
     stop_sink_seconds: float = 10.0  # how long an orderly end waits for the warehouse
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0  # none
+    stuck_seconds: float = 120.0  # 0: a worker that is stuck is told, not ended
 
 
-def create_app(options: WorkerOptions, definitions: Definitions) -> faust.App:
+def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -> faust.App:
     """The app with our transport, our table manager and the agents; nothing is connected yet."""
     app = faust.App(
         options.topics.app_id,
         broker=f"shopstream://{options.bootstrap.replace(',', ';')}",
         broker_credentials=options.security.faust(),
         TableManager=OwnedTables,
-        datadir=tempfile.mkdtemp(prefix="shopstream-faust-"),
+        datadir=datadir,  # Faust wants one; nothing is kept in it
         store="memory://",
         web_enabled=False,
         topic_disable_leader=True,
@@ -165,15 +172,25 @@ class _WarmUp(NamedTuple):
 async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    await _meet_kafka(options)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    app = create_app(options, definitions)
+    folder = tempfile.TemporaryDirectory(prefix="shopstream-faust-")
+    app = create_app(options, definitions, folder.name)
     owner: Owner = app.tables.owner
     flusher, feeder = Flusher(owner, options.flush), Feeder(owner, warehouse, options.flush)
     owner.emptied = feeder.nothing_known
-    loop.add_signal_handler(END_OF_INPUT, flusher.end_of_input)
+    watchdog = Watchdog(owner, options.stuck_seconds)
+    state = WorkerState(owner, watchdog, feeder.watch)
+    metrics = Exposition(state.read)
+    async with serving(options.metrics_host, options.metrics_port, metrics.text, CONTENT_TYPE, watchdog.health, state.readiness):
+        await _meet_kafka(options)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(END_OF_INPUT, flusher.end_of_input)
+        code = await _work(app, options, flusher, feeder, watchdog, stop)
+    folder.cleanup()
+    return code
 
+
+async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder: Feeder, watchdog: Watchdog, stop: asyncio.Event) -> int:
     @app.on_partitions_revoked.connect
     async def flush_before_the_group_goes_on(_app: Any, revoked: Any, **_: Any) -> None:
         with contextlib.suppress(asyncio.TimeoutError):  # whoever takes over reads the events again
@@ -182,7 +199,10 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
     app.finalize()
     await app.start()
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    tasks = [asyncio.create_task(work) for work in (flusher.run(), feeder.run(), _crashed(app))]
+    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run()]
+    if options.stuck_seconds:
+        works.append(LoopGuard(options.stuck_seconds).run())
+    tasks = [asyncio.create_task(work) for work in works]
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stopping}:

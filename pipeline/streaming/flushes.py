@@ -21,6 +21,8 @@ from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
 from pipeline.streaming.changelog import TRANSACTION_SECONDS, transact
 from pipeline.streaming.faults import reach
 from pipeline.streaming.owner import Owned, Owner
+from pipeline.telemetry.metrics import FLUSH_SECONDS, INSERT_SECONDS, INSERTED_ROWS, SINK_ERRORS, SINK_RETRIES
+from pipeline.telemetry.watched import Watch
 from schemas.rows import Rows
 
 log = logging.getLogger("shopstream.flushes")
@@ -74,6 +76,8 @@ class Flusher:
             flush = owned.partition.snapshot()
             if flush is None:
                 return
+            owned.account.snapshot()
+            began = time.monotonic()
             reach("before_commit")
             try:
                 first = await asyncio.wait_for(transact(owned.producer, flush.records, self.owner.topics.changelog), TRANSACTION_SECONDS)
@@ -83,6 +87,8 @@ class Flusher:
                 return
             reach("after_commit")
             owned.partition.committed(flush)
+            owned.account.committed()
+            self.owner.meter.observe(FLUSH_SECONDS, time.monotonic() - began)
             if flush.snapshot and first:
                 self.owner.forget_before(number, first)
 
@@ -95,6 +101,8 @@ class Flusher:
         now = time.monotonic()
         for tp, (position, end, begin) in (await owner.consumer.ends(tps)).items():
             owned = owner.owned.get(tp.partition)
+            if owned is not None:
+                owned.account.look(tp.topic, end)
             if owned is None or owner.held or end < 0 or position < end:
                 continue
             applied = owned.partition.positions.get(tp.topic, -1)
@@ -126,6 +134,7 @@ class Feeder:
         self.owner = owner
         self.warehouse = warehouse
         self.options = options
+        self.watch = Watch(warehouse, owner.definitions, owner.meter)
         self.gave_up = False  # at the end: an insert may still hang in its thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
 
@@ -134,10 +143,11 @@ class Feeder:
         while True:
             await asyncio.sleep(self.options.interval_seconds / 2)
             await self.feed()
+            await self.watch.look(self._in_thread)
 
     async def feed(self) -> None:
         """One insert a table for all partitions that have something new."""
-        waiting = [(owned.partition, *rows) for owned in self.owner.owned.values() if (rows := owned.partition.sink_rows())]
+        waiting = [(owned, *rows) for owned in self.owner.owned.values() if (rows := owned.partition.sink_rows())]
         if not waiting:
             return
         together = merged([one for _, _, one in waiting])
@@ -149,11 +159,23 @@ class Feeder:
             before_sleep=lambda state: self._away(started, state),
         ):
             with attempt:
-                await self._in_thread(self.warehouse.insert, together)
+                await self._insert(together)
         reach("after_insert")
         self.owner.sink_ready.set()
-        for partition, n, _ in waiting:
-            partition.sunk(n)
+        for owned, n, _ in waiting:
+            owned.partition.sunk(n)
+            owned.account.sunk(n)
+
+    async def _insert(self, rows: Rows) -> None:
+        began = time.monotonic()
+        try:
+            await self._in_thread(self.warehouse.insert, rows)
+        except SinkUnavailable as error:
+            self.owner.meter.count(SINK_ERRORS, "insert", error.kind)
+            raise
+        self.owner.meter.observe(INSERT_SECONDS, time.monotonic() - began)
+        for table, columns in rows.items():
+            self.owner.meter.count(INSERTED_ROWS, table, by=len(columns["version"]))
 
     async def nothing_known(self, number: int) -> None:
         """Raises ChangelogError when the warehouse holds rows of a partition whose changelog is empty: versions from 1 on would lose against them."""
@@ -175,16 +197,21 @@ class Feeder:
     async def close(self, seconds: float) -> None:
         """Bring the warehouse up to date within `seconds`; what it does not take goes out when the partitions are next taken over."""
         try:
-            await asyncio.wait_for(self.feed(), seconds)
+            await asyncio.wait_for(self._finish(), seconds)
         except (TimeoutError, SinkUnavailable):
             self.gave_up = True
             log.warning("the warehouse is away: rows that it has not acknowledged are sent after the next start")
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    async def _finish(self) -> None:
+        await self.feed()
+        await self._in_thread(int)  # after whatever the thread is still at
+
     async def _in_thread(self, call: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     def _away(self, started: float, state: RetryCallState) -> None:
+        self.owner.meter.count(SINK_RETRIES)
         away = time.monotonic() - started
         log.warning("the warehouse does not take rows (%.0f s): %s", away, state.outcome and state.outcome.exception())
         if away > self.options.sink_lag_seconds and self.owner.sink_ready.is_set():

@@ -21,7 +21,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions
 from pipeline.partition import BrakesOn, Options, Partition, Run, Topics
+from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, grew, read_to_end, stop_producer
+from pipeline.telemetry.meter import Meter
+from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
 
 log = logging.getLogger("shopstream.owner")
 
@@ -36,6 +39,8 @@ class EventsDeleted(Exception):
 class Owned:
     partition: Partition
     producer: Any
+    account: Account
+    joined: bool = False  # its runs come
     braked: set[str] = field(default_factory=set)
     last_run: dict[str, float] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -59,6 +64,7 @@ class Owner:
         self.starts: dict[TopicPartition, int] = {}  # where reading began after the last seek
         self.recoveries: dict[int, Recovery] = {}
         self.rebalances = 0
+        self.meter = Meter()
         self.consumer: Any = None  # the transport's, once it has been made
         self.sink_ready = asyncio.Event()  # cleared while consumption waits for the warehouse
         self.sink_ready.set()
@@ -75,6 +81,8 @@ class Owner:
         self.held = True
         for tp in self._source_partitions(self.owned):
             self.epochs[tp] = self.epochs.get(tp, 0) + 1
+        for owned in self.owned.values():
+            owned.joined = False
 
     def assigned(self, tps: Iterable[TopicPartition]) -> None:
         """Give up what is not ours any more at once, take over what is new in the background. Raises RuntimeError when topics do not belong together."""
@@ -102,8 +110,10 @@ class Owner:
     def lost(self, number: int, error: BaseException) -> None:
         """A transaction failed: what the changelog says is what counts. Drop the state; take over again if the group still says it is ours."""
         log.warning("partition %d: its transaction failed (%r), the state is dropped and read again", number, error)
+        self.meter.count(FLUSH_ERRORS)
         self._give_up(number)
         if number in self.wanted and number not in self._takes:
+            self.meter.count(RETAKEN)
             self._begin_taking(number, again=True)
 
     def _give_up(self, number: int) -> None:
@@ -112,6 +122,11 @@ class Owner:
             self.consumer.pause_partitions(self._source_partitions([number]))
         self._spawn(stop_producer(owned.producer))
         log.info("partition %d: given up at %s", number, owned.partition.positions)
+
+    @property
+    def taking(self) -> set[int]:
+        """Partitions assigned and not taken over yet."""
+        return self.wanted - set(self.owned)
 
     # --- taking over -----------------------------------------------------------------------------------------------------
 
@@ -153,7 +168,7 @@ class Owner:
         except BaseException:
             self._spawn(stop_producer(producer))
             raise
-        self.owned[number] = Owned(partition, producer)
+        self.owned[number] = Owned(partition, producer, Account(partition, self.meter))
         recovery.seconds = time.monotonic() - recovery.started
         log.info(
             "partition %d: taken over at %s, %d changelog records, %.2f s", number, partition.positions, len(records), recovery.seconds
@@ -199,6 +214,7 @@ class Owner:
                 started, deleted = await self.consumer.read_from(positions, epochs)
         assert owned is not None
         self.starts.update(started)
+        owned.joined = True
         self.consumer.pause_partitions(TopicPartition(topic, number) for topic in owned.braked)
         for tp, (position, first) in deleted.items():
             self._skip(owned.partition, tp, position, first)
@@ -240,8 +256,10 @@ class Owner:
         owned = self.owned.get(run.partition)
         if owned is None or run.topic in owned.braked or run.epoch != self.epochs.get(TopicPartition(run.topic, run.partition)):
             return
+        began = time.perf_counter()
         try:
             owned.partition.offer(run)
+            owned.account.applied(run, began)
         except BrakesOn as stop:
             owned.braked.add(run.topic)
             self.consumer.pause_partitions([TopicPartition(run.topic, run.partition)])

@@ -139,6 +139,7 @@ class Rig:
             "SHOPSTREAM_WAREHOUSE_PASSWORD": self.server.password,
             "SHOPSTREAM_DEFINITIONS": str(self.definitions_file),
             "SHOPSTREAM_IDLE_SECONDS": "0",
+            "SHOPSTREAM_METRICS_PORT": "0",
             "SHOPSTREAM_SESSION_SECONDS": str(SESSION_SECONDS),
             **self.settings,
             **settings,

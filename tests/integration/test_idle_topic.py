@@ -66,6 +66,7 @@ def test_idle_orders_hold_nothing_back_and_are_judged_by_the_horizon_when_they_c
             "SHOPSTREAM_APP_ID": topics.app_id,
             "SHOPSTREAM_WAREHOUSE": server.url,
             "SHOPSTREAM_WAREHOUSE_KEY": key,
+            "SHOPSTREAM_METRICS_PORT": "0",
             "SHOPSTREAM_IDLE_SECONDS": "3",
         }
         send(event("clickstream", "view_item", T0), event("clickstream", "view_item", NEWEST))

@@ -123,6 +123,7 @@ def test_server_warehouse_survives_kills_of_workers(kafka: str, tmp_path: Path, 
             "SHOPSTREAM_WAREHOUSE_PASSWORD": server.password,
             "SHOPSTREAM_DEFINITIONS": str(DEFAULT_FILE),
             "SHOPSTREAM_IDLE_SECONDS": "0",
+            "SHOPSTREAM_METRICS_PORT": "0",
             "SHOPSTREAM_SESSION_SECONDS": "6",
         }
 

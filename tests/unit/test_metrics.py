@@ -1,0 +1,157 @@
+"""Every metric is named in one file, as Prometheus wants names to be, and no label is without a bound."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.definitions_file import load
+from pipeline.partition import Partition, Run
+from pipeline.streaming.account import Account
+from pipeline.streaming.changelog import Recovery
+from pipeline.streaming.owner import Owned, Owner
+from pipeline.streaming.readings import WorkerState
+from pipeline.streaming.watchdog import Watchdog
+from pipeline.telemetry import metrics as m
+from pipeline.telemetry.meter import Histogram, Meter, Reading
+from pipeline.telemetry.prometheus import Exposition
+from pipeline.telemetry.watched import Watch
+from tests.sample_warehouse import Record
+
+SECONDS = 1_767_225_600_000
+
+
+def event(i: int, ts: int = SECONDS) -> Record:
+    return Record(i, b"u", b'{"event_id":"e%d","event":"page_view","ts":%d,"user_id":"u"}' % (i, ts), SECONDS)
+
+
+def worker(records: list[Record], commit: bool = True) -> WorkerState:
+    """A worker that owns one partition which has applied `records`."""
+    owner = Owner({}, load(None), SimpleNamespace(sources=("clickstream", "orders", "r"), clickstream="clickstream"), None)  # type: ignore[arg-type]
+    partition = Partition(0, 1, owner.definitions)
+    account = Account(partition, owner.meter)
+    owner.owned[0] = Owned(partition, None, account, joined=True)
+    owner.recoveries[0] = Recovery(seconds=0.1)
+    owner.wanted, owner.held, owner.rebalances, owner.consumer = {0}, False, 1, object()
+    run = Run("clickstream", 0, records, len(records), 0)
+    partition.offer(run)
+    account.applied(run, 0.0)
+    if commit:
+        flush = partition.snapshot()
+        assert flush is not None
+        account.snapshot()
+        partition.committed(flush)
+        account.committed()
+    return WorkerState(owner, Watchdog(owner, 60), Watch(None, owner.definitions, owner.meter))  # type: ignore[arg-type]
+
+
+def values(state: WorkerState) -> dict[tuple[str, tuple[str, ...]], float]:
+    return {(r.metric.name, r.labels): r.value for r in state.read()[0]}
+
+
+@pytest.mark.parametrize("metric", m.METRICS, ids=lambda metric: metric.name)
+def test_names_follow_the_conventions(metric: m.Metric) -> None:
+    assert re.fullmatch(r"shopstream_[a-z]+(_[a-z]+)*", metric.name)
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+    assert not re.search(r"_(ms|milliseconds|minutes|kb|megabytes|percent)(_|$)", metric.name)
+    if metric.unit in ("seconds", "bytes", "ratio"):
+        assert metric.name.removesuffix("_total").endswith(f"_{metric.unit}")
+    assert bool(metric.buckets) == (metric.kind == "histogram")
+    assert list(metric.buckets) == sorted(set(metric.buckets))
+    assert metric.help.endswith(".")
+
+
+def test_names_are_unique() -> None:
+    assert len({metric.name for metric in m.METRICS}) == len(m.METRICS)
+
+
+def test_every_label_states_its_bound_and_none_holds_what_events_bring() -> None:
+    for metric in m.METRICS:
+        for label in metric.labels:
+            assert label.bound, (metric.name, label.name)
+            assert label.name not in ("user", "user_id", "segment", "currency", "dimension", "dimension_value", "event", "offset")
+
+
+def test_everything_exposed_is_named_in_the_registry() -> None:
+    text = Exposition(worker([event(0), event(1)]).read).text().decode()
+    families = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M)
+    known = {metric.name: metric.kind for metric in m.METRICS}
+    ours = {name: kind for name, kind in families if not name.startswith(m.FOREIGN)}
+    assert ours
+    assert all(known.get(name) == kind for name, kind in ours.items()), ours
+
+
+def test_a_label_value_outside_its_bound_is_refused() -> None:
+    wrong: list[Reading] = [Reading(m.REJECTED, 1, ("clickstream", "0", "made_up"))]
+    with pytest.raises(ValueError, match="made_up"):
+        Exposition(lambda: (wrong, ())).text()
+
+
+def test_totals_are_those_of_the_last_commit() -> None:
+    state = worker([event(0), event(0), Record(2, b"u", b"{", SECONDS)])
+    found = values(state)
+    labels = ("clickstream", "0")
+    assert found[m.CONSUMED.name, labels] == 3
+    assert found[m.APPLIED.name, labels] == 1
+    assert found[m.DUPLICATES.name, labels] == 1
+    assert found[m.REJECTED.name, (*labels, "malformed_json")] == 1
+    assert values(worker([event(0)], commit=False))[m.APPLIED.name, labels] == 0
+
+
+def test_totals_go_on_after_a_restore() -> None:
+    owner = worker([]).owner
+    first = Partition(0, 1, owner.definitions)
+    first.offer(Run("clickstream", 0, [event(0), Record(1, b"u", b"{", SECONDS)], 2, 0))
+    flush = first.snapshot()
+    assert flush is not None
+    second = Partition(0, 1, owner.definitions)
+    second.restore([(r.key, r.value) for r in flush.records if r.topic == second.topics.changelog])
+    states = Account(second, Meter()).states
+    assert states["clickstream"].applied == 1
+    assert states["clickstream"].reasons == {"malformed_json": 1}
+
+
+def test_latency_is_observed_when_the_warehouse_acknowledges() -> None:
+    state = worker([event(0)])
+    account = state.owner.owned[0].account
+    latency = state.owner.meter.histograms[m.LATENCY_SECONDS.name]
+    assert sum(latency.counts) == 0
+    account.sunk(account.flush)
+    assert sum(latency.counts) == 1
+    assert not account.runs
+    assert account.sunk_event == SECONDS
+
+
+def test_histogram_counts_a_bound_in_its_bucket() -> None:
+    histogram = Histogram(m.RUN_RECORDS, [0] * (len(m.RUN_RECORDS.buckets) + 1))
+    for value in (1, 2, 4, 10**9):
+        histogram.observe(value)
+    assert histogram.counts[:2] == [1, 2]
+    assert histogram.counts[-1] == 1
+
+
+def ready(**change: Any) -> Any:
+    state = worker([event(0)])
+    for name, value in change.items():
+        setattr(state.owner, name, value)
+    return state.readiness()
+
+
+def test_ready_only_as_a_member_that_reads_everything_assigned() -> None:
+    assert ready().good
+    assert "not a member" in ready(rebalances=0).why
+    assert "rebalances" in ready(held=True).why
+    assert "1 are being taken over" in ready(wanted={0, 1}).why
+    assert ready(wanted=set(), owned={}).good, "a member without partitions stands by"
+    state = worker([event(0)])
+    state.owner.hold()
+    state.owner.held = False
+    assert "not read yet" in state.readiness().why
+
+
+def test_reference_lists_every_metric() -> None:
+    table = m.reference()
+    assert all(f"| `{metric.name}` |" in table for metric in m.METRICS)

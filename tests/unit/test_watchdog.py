@@ -1,0 +1,127 @@
+"""Stuck is: behind at every probe for long enough, the committed offset not moving, and nothing to wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from aiokafka.structs import TopicPartition
+
+from pipeline.streaming.watchdog import LoopGuard, Seen, Stalls, Watchdog, stalls_after, stuck
+from tests.unit.test_metrics import event, worker
+
+TP = TopicPartition("clickstream", 0)
+
+
+def after(*probes: tuple[float, Seen | None]) -> Stalls:
+    """None: the probe failed."""
+    stalls: Stalls = {}
+    for now, seen in probes:
+        stalls = stalls_after(stalls, {TP: seen}, now) if seen is not None else {}
+    return stalls
+
+
+def test_behind_without_movement_is_stuck_after_the_time() -> None:
+    stalls = after((0, Seen(10, 5)), (60, Seen(20, 5)), (119, Seen(30, 5)))
+    assert not stuck(stalls, 119, 120)
+    assert stuck(stalls, 120, 120) == [TP]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [Seen(20, 6), Seen(5, 5), Seen(20, 5, "the group rebalances"), None],
+    ids=["moved", "caught up", "waits", "outage"],
+)
+def test_one_good_probe_begins_anew(between: Seen | None) -> None:
+    assert not stuck(after((0, Seen(10, 5)), (60, between), (75, Seen(10, 5)), (130, Seen(10, 5))), 130, 120)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watched(**change: Any) -> tuple[Watchdog, list[str], Clock]:
+    owner = worker([event(0)]).owner
+    for name, value in change.items():
+        setattr(owner, name, value)
+    ended: list[str] = []
+    clock = Clock()
+    return Watchdog(owner, 60, end=ended.append, clock=clock), ended, clock
+
+
+def probe(dog: Watchdog, clock: Clock, until: float, end: int = 100, step: float = 15) -> None:
+    while clock.now < until:
+        clock.now += step
+        dog.judge({TP: end})
+
+
+def test_ends_a_worker_that_stands_still() -> None:
+    dog, ended, clock = watched()
+    probe(dog, clock, 75)
+    assert dog.health().good
+    probe(dog, clock, 90)
+    assert not dog.health().good
+    assert not ended, "the verdict is confirmed once"
+    probe(dog, clock, 105)
+    assert "clickstream[0] has been at offset 1 of 100" in ended[0]
+
+
+def test_never_ends_one_that_has_read_everything() -> None:
+    dog, ended, clock = watched()
+    probe(dog, clock, 1000, end=1)
+    assert not ended
+    assert dog.health().good
+
+
+@pytest.mark.parametrize("reason", ["held", "braked", "warehouse", "taken again"])
+def test_never_ends_one_that_has_a_reason_to_wait(reason: str) -> None:
+    dog, ended, clock = watched(held=reason == "held")
+    owner = dog.owner
+    if reason == "braked":
+        owner.owned[0].braked.add("clickstream")
+    if reason == "warehouse":
+        owner.sink_ready.clear()
+    for _ in range(60):
+        if reason == "taken again":
+            owner.recoveries[0].started += 1
+        probe(dog, clock, clock.now + 15)
+    assert not ended
+
+
+def test_time_in_which_nobody_looked_does_not_count() -> None:
+    dog, ended, clock = watched()
+    probe(dog, clock, 30)
+    clock.now += 3600
+    probe(dog, clock, clock.now + 45)
+    assert not ended
+
+
+async def test_a_failed_probe_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    dog, ended, clock = watched()
+    probe(dog, clock, 90)
+
+    async def away(_: object) -> None:
+        raise OSError("no broker")
+
+    monkeypatch.setattr(Watchdog, "_ends", lambda self, tps: away(tps))
+    await dog.look()
+    assert not dog.stalls
+    assert dog.health().good
+    probe(dog, clock, clock.now + 60)
+    assert not ended
+
+
+async def test_a_blocked_event_loop_is_noticed() -> None:
+    ended: list[str] = []
+    guard = LoopGuard(0.3, ended.append, beat_seconds=0.05)
+    task = asyncio.create_task(guard.run())
+    await asyncio.sleep(0.6)
+    assert not ended
+    time.sleep(0.7)  # noqa: ASYNC251
+    assert "event loop has not run" in ended[0]
+    task.cancel()

@@ -102,7 +102,7 @@ def test_totals_are_those_of_the_last_commit() -> None:
 
 
 def test_totals_go_on_after_a_restore() -> None:
-    owner = worker([]).owner
+    owner = worker([event(0)]).owner
     first = Partition(0, 1, owner.definitions)
     first.offer(Run("clickstream", 0, [event(0), Record(1, b"u", b"{", SECONDS)], 2, 0))
     flush = first.snapshot()

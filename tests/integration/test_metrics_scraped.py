@@ -105,7 +105,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     warehouse.migrate()
     install(warehouse, load(None), 1)
     key = new_key()
-    with EmbeddedKafka(quiet=True) as kafka, serve(warehouse, authkey=key.encode()) as server:
+    with EmbeddedKafka(folder / "kafka", quiet=True) as kafka, serve(warehouse, authkey=key.encode()) as server:
         ensure_topics({"bootstrap_servers": [kafka.bootstrap]}, Topics(), PARTITIONS)
         environment = os.environ | {
             "SHOPSTREAM_BROKER": kafka.bootstrap,

@@ -159,7 +159,7 @@ def _where(column: str, asked: Asked) -> tuple[str, dict[str, datetime]]:
 
 def retention(warehouse: Warehouse, definitions: Definitions, name: str, asked: Asked) -> RetentionReport:
     """One retention's cohorts. Raises UnknownName for the retention or the segment."""
-    current = warehouse.query("SELECT period_unit FROM current_retentions WHERE retention = %(name)s", {"name": name})
+    current = warehouse.query("SELECT period_unit, periods FROM current_retentions WHERE retention = %(name)s", {"name": name})
     if not current:
         check_name("retention", name, retention_names(warehouse))
     where, values = _where("cohort_start", asked)
@@ -169,24 +169,10 @@ def retention(warehouse: Warehouse, definitions: Definitions, name: str, asked: 
         {"name": name, **values},
     )
     rows = _of_segment(warehouse, "retention", name, rows, asked)
-    period = str(current[0][0])
-    settled = _settled(warehouse, name)
-    shaped = [(start, *row, final or (start, segment, row[0]) in settled, final) for start, segment, *row, final in rows]
+    period, last = str(current[0][0]), int(current[0][1])
+    over = {(start, segment) for start, segment, n, *_, final in rows if int(n) == last and final}  # nobody of these can come back any more
+    shaped = [(start, *row, final, (start, segment) in over) for start, segment, *row, final in rows]
     return retention_report(name, definitions.time_zone, asked.segment, period, shaped, asked.limit)
-
-
-def _settled(warehouse: Warehouse, name: str) -> set[tuple[datetime, str, int]]:
-    """(cohort_start, segment, period) whose users and value can't change any more.
-
-    The view's `final` is of the whole row: `users_on_or_after` changes as long as somebody may come back, long after `users` is final.
-    """
-    rows = warehouse.query(
-        "SELECT cohort_start, segment, period FROM (SELECT cohort_start, segment, period, max(final_at) AS last_change FROM retention_cells "
-        "WHERE definition IN (SELECT definition FROM current_retentions WHERE retention = %(name)s) AND retention = %(name)s "
-        "AND measure != 'last' GROUP BY cohort_start, segment, period) WHERE last_change <= (SELECT smallest FROM watermarks)",
-        {"name": name},
-    )
-    return {(start, str(segment), int(period)) for start, segment, period in rows}
 
 
 # --- kpis ---------------------------------------------------------------------------------------------------------------------

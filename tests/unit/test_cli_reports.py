@@ -176,6 +176,15 @@ def test_health_shows_partitions_and_reasons(folder: Path) -> None:
     assert report["freshness_ms"] > 0
 
 
+def test_who_came_back_then_is_settled_while_somebody_may_still_come_back_later(folder: Path) -> None:
+    cells = {
+        reading: ask(folder, "report", "retention", "--reading", reading).out.split("2026-03-02")[1].split()[:2]
+        for reading in ("in", "after")
+    }
+    assert cells["in"] == ["8", "25%"]
+    assert cells["after"][1].endswith("~"), "three days are counted, and the third is not over"
+
+
 @pytest.mark.parametrize("report", ["funnel", "retention", "kpi", "health"])
 def test_plain_text_has_no_escape_codes_and_fits(folder: Path, report: str) -> None:
     said = ask(folder, "report", report)

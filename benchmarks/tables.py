@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.decode import RawRecord
+from benchmarks.definitions import TWO_FUNNELS_AND_A_RETENTION
 from generator.bench import START_MS, events
 from pipeline.definitions import Definitions
 from pipeline.definitions_file import load
@@ -27,24 +28,9 @@ CHUNK = 30 * RUN
 CHUNK_MS = 3_600_000
 RUNS_A_FLUSH = 2
 ROUNDS = 3
-DEFINITIONS = """
-[[funnel]]
-name = "checkout"
-conversion_window = "1d"
-entry_window = "1d"
-breakdown = "channel"
-step = [{ event = "view_item" }, { event = "add_to_cart" }, { event = "purchase" }]
-[[funnel]]
-name = "begin"
-conversion_window = "1h"
-entry_window = "1h"
-step = [{ event = "add_to_cart" }, { event = "begin_checkout" }, { event = "purchase" }]
-[[retention]]
-name = "visit"
-cohort = { event = "*" }
-return = { event = "*" }
-period = "day"
-periods = 30
+DEFINITIONS = (
+    TWO_FUNNELS_AND_A_RETENTION
+    + """
 [[kpi]]
 name = "views"
 aggregate = "count"
@@ -106,6 +92,7 @@ name = "paid"
 source = "orders"
 aggregate = "paid"
 """
+)
 
 
 class Clock:

@@ -22,15 +22,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.definitions import TWO_FUNNELS_AND_A_RETENTION
 from embedded.kafka import EmbeddedKafka
 from generator.bench import events
 from pipeline.definitions_file import load
 from pipeline.files import Keyed
-from pipeline.partition import Topics
 from pipeline.replay import replay
 from pipeline.sinks.catalog import install
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.shared import new_key, serve
+from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 from tests.clickhouse_server import ClickHouseServer
 
@@ -40,24 +41,9 @@ ROUNDS = 3
 TICKS = os.sysconf("SC_CLK_TCK")
 console = Console()
 
-DEFINITIONS = """
-[[funnel]]
-name = "checkout"
-conversion_window = "1d"
-entry_window = "1d"
-breakdown = "channel"
-step = [{ event = "view_item" }, { event = "add_to_cart" }, { event = "purchase" }]
-[[funnel]]
-name = "begin"
-conversion_window = "1h"
-entry_window = "1h"
-step = [{ event = "add_to_cart" }, { event = "begin_checkout" }, { event = "purchase" }]
-[[retention]]
-name = "visit"
-cohort = { event = "*" }
-return = { event = "*" }
-period = "day"
-periods = 30
+DEFINITIONS = (
+    TWO_FUNNELS_AND_A_RETENTION
+    + """
 [[kpi]]
 name = "orders"
 aggregate = "count"
@@ -87,6 +73,7 @@ name = "dwell"
 source = "sessions"
 aggregate = "dwell"
 """
+)
 
 
 def cpu_seconds(pid: int) -> float:

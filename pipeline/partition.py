@@ -20,47 +20,13 @@ from pipeline.columns import I64, Columns
 from pipeline.decode import ORIGIN_HEADER, REKEYED_HEADER, Decoded, Decoder, Record, Reject
 from pipeline.definitions import Definitions
 from pipeline.tables.board import Board, next_generations
+from pipeline.topic_names import Topics
 from schemas.rejects import Reason, RejectedRecord
 from schemas.rows import PROGRESS, REJECTS, Rows
 
 NO_WATERMARK = -1
 HELD_BACK = 1
 """Watermark (ms) in `progress` of a partition with events, one of whose topics has shown none yet: nothing in the reports is final."""
-LARGEST_MESSAGE = 8 << 20
-"""What every topic and producer of ours must let through, bytes: a reject carries up to 1 MiB raw as base64, and an event above the limit must arrive to be rejected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """Names of the topics of one pipeline; partition p of each belongs together."""
-
-    clickstream: str = "clickstream"
-    orders: str = "orders"
-    app_id: str = "shopstream"
-
-    @property
-    def sources(self) -> tuple[str, str, str]:
-        return self.clickstream, self.orders, self.rekeyed
-
-    @property
-    def rekeyed(self) -> str:
-        return f"{self.app_id}.rekeyed"
-
-    @property
-    def changelog(self) -> str:
-        return f"{self.app_id}.changelog"
-
-    @property
-    def rejected(self) -> tuple[str, str]:
-        return self.rejected_of(self.clickstream), self.rejected_of(self.orders)
-
-    @staticmethod
-    def rejected_of(topic: str) -> str:
-        return f"{topic}.rejected"
-
-    def kind(self, topic: str) -> str:
-        """`clickstream` or `orders`, whatever the topic is called."""
-        return "clickstream" if topic == self.clickstream else "orders"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +167,8 @@ class Partition:
     @property
     def reached(self) -> dict[str, int]:
         """The same past what is no record (transaction markers): what is before it is applied."""
-        return {t: max(self.positions.get(t, 0), self._beyond.get(t, 0)) for t in (*self.states, *self._beyond)}
+        positions = self.positions
+        return {t: max(positions.get(t, 0), self._beyond.get(t, 0)) for t in (*positions, *self._beyond)}
 
     @property
     def changelog_bytes(self) -> tuple[int, int]:
@@ -260,7 +227,7 @@ class Partition:
 
     def advance(self, topic: str, offset: int) -> None:
         """All records before `offset` are applied, and what lies between the position and it are no records (transaction markers): for progress only."""
-        if offset > max(self.positions.get(topic, 0), self._beyond.get(topic, 0)):
+        if offset > self.reached.get(topic, 0):
             self._beyond[topic] = offset
             self._pending.moved = True
 
@@ -366,9 +333,8 @@ class Partition:
         unknown = HELD_BACK if any(s.watermark != NO_WATERMARK for s in self.states.values()) else 0
         watermark = self.horizon + self.definitions.lateness_ms if self.horizon else unknown
         progress = []
-        for topic in dict.fromkeys((*self.states, *self._beyond)):
+        for topic, reached in self.reached.items():
             s = self.states.get(topic) or TopicState()
-            reached = max(s.next_offset, self._beyond.get(topic, 0))
             progress.append((topic, self.number, reached, watermark, s.applied, s.duplicates, s.rejected, s.too_late, s.rekeyed, n))
         self._captured = _Captured(n, cells.keys[rows], cells.values[rows], cells.versions[rows], list(self._rejects), progress)
 

@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from pipeline.partition import LARGEST_MESSAGE, Topics
+from pipeline.topic_names import LARGEST_MESSAGE, Topics
 
 KAFKA_PORT = 9092
 KNOCK_SECONDS = 5.0

@@ -15,7 +15,6 @@ import numpy as np
 
 from pipeline.columns import I64
 from pipeline.definitions import Period, Window
-from pipeline.tables.kernel import jit
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
@@ -54,27 +53,13 @@ def _local_midnight_ms(day: date, zone: ZoneInfo) -> int:
     return round(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp() * 1000)
 
 
-@jit
-def window_index(size: int, starts: I64, ts: int) -> int:
-    """A window's number: consecutive windows have consecutive numbers."""
-    if size > 0:
-        return ts // size
-    return np.searchsorted(starts, ts, side="right") - 1
-
-
-@jit
-def window_start(size: int, starts: I64, index: int) -> int:
-    """Start of window number `index`, ms; its end is the start of `index + 1`."""
-    return index * size if size > 0 else starts[index]
-
-
 def window_indices(window: Window, time_zone: str, ts: I64) -> I64:
-    """`window_index` of many."""
+    """Numbers of the windows that hold `ts` [n]: consecutive windows have consecutive numbers."""
     bounds = boundaries(window, time_zone)
     return ts // bounds.size if bounds.size else np.searchsorted(bounds.starts, ts, side="right") - 1
 
 
 def window_starts(window: Window, time_zone: str, indices: I64) -> I64:
-    """`window_start` of many."""
+    """Starts (ms) of windows by number [n]; a window ends where the next one starts."""
     bounds = boundaries(window, time_zone)
     return indices * bounds.size if bounds.size else bounds.starts[indices]

@@ -14,9 +14,10 @@ from kafka.partitioner.default import murmur2
 
 from pipeline.definitions import Definitions
 from pipeline.files import Keyed, read
-from pipeline.partition import Partition, Run, Topics
+from pipeline.partition import Partition, Run
 from pipeline.sinks.catalog import install
 from pipeline.sinks.warehouse import Warehouse
+from pipeline.topic_names import Topics
 
 SAMPLE = Path(__file__).parents[1] / "sample"
 RECORD_TS = 1_893_456_000_000  # 2030: nothing of the sample is from the future

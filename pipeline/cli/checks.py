@@ -16,11 +16,11 @@ from kafka.structs import TopicPartition
 from pipeline.cache import cache_folder
 from pipeline.cli.clients import Wrong, admin_arguments, open_configured, topic_names
 from pipeline.cli.reading import check_folder, embedded_folder, masked
-from pipeline.partition import LARGEST_MESSAGE, Topics
 from pipeline.reports.text import duration
 from pipeline.settings import Settings
 from pipeline.sinks import migrations
 from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable, Warehouse
+from pipeline.topic_names import LARGEST_MESSAGE, Topics
 from pipeline.topics import TopicsError, connect, partition_counts, wanted_topics
 
 State = Literal["ok", "warn", "fail"]

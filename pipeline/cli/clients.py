@@ -8,8 +8,8 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
 
-from pipeline.partition import Topics
 from pipeline.settings import Settings
+from pipeline.topic_names import Topics
 
 log = logging.getLogger("shopstream")
 

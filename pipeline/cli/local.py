@@ -24,11 +24,11 @@ from embedded.kafka import EmbeddedKafka
 from pipeline.cli.clients import Wrong, admin_arguments, aiokafka_arguments
 from pipeline.cli.workers import RunFailed, Workers
 from pipeline.definitions import Definitions
-from pipeline.partition import Topics
 from pipeline.settings import Settings
 from pipeline.sinks.catalog import install
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.shared import new_key, serve
+from pipeline.topic_names import Topics
 from pipeline.topics import delete_topics, ensure_topics
 
 STALL_SECONDS = 120

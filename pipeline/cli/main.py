@@ -170,6 +170,8 @@ def main() -> None:
     """Entry point: errors of use and of the outside world end in one clear line, bugs in a traceback."""
     try:
         app()
+    except SystemExit:
+        raise  # every command's end; what follows would import all that can fail
     except wrong_use() as error:
         _say("error", error)
         raise SystemExit(2) from None

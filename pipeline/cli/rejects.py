@@ -25,7 +25,6 @@ from pipeline.cli.reading import (
     write,
 )
 from pipeline.definitions_file import load
-from pipeline.partition import LARGEST_MESSAGE
 from pipeline.reports import queries
 from pipeline.reports.export import to_json
 from pipeline.reports.rejects import (
@@ -41,6 +40,7 @@ from pipeline.reports.rejects import (
 from pipeline.reports.render import reasons_line
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks.warehouse import Warehouse
+from pipeline.topic_names import LARGEST_MESSAGE
 from pipeline.topics import connect, partition_counts
 from schemas.rejects import Reason
 

@@ -24,7 +24,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_ji
 
 from agents import bind_agents
 from pipeline.definitions import Definitions
-from pipeline.partition import Options, Partition, Run, Topics
+from pipeline.partition import Options, Partition, Run
 from pipeline.sinks.warehouse import Warehouse
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.owner import Owner, end_process
@@ -33,6 +33,7 @@ from pipeline.streaming.tables import OwnedTables
 from pipeline.streaming.watchdog import LoopGuard, Watchdog
 from pipeline.telemetry.prometheus import CONTENT_TYPE, Exposition
 from pipeline.telemetry.server import serving
+from pipeline.topic_names import Topics
 from pipeline.topics import TopicsError
 
 log = logging.getLogger("shopstream.worker")

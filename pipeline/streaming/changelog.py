@@ -18,8 +18,9 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from pipeline.changelog import ChangelogError
-from pipeline.partition import LARGEST_MESSAGE, OutRecord
+from pipeline.partition import OutRecord
 from pipeline.streaming.faults import reach
+from pipeline.topic_names import LARGEST_MESSAGE
 
 log = logging.getLogger("shopstream.changelog")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,7 @@ class Flusher:
         owner = self.owner
         if owner.consumer is None:
             return
-        tps = [TopicPartition(topic, number) for number in owner.owned for topic in owner.topics.sources]
+        tps = owner.source_partitions(owner.owned)
         now = time.monotonic()
         for tp, (position, end, begin) in (await owner.consumer.ends(tps)).items():
             owned = owner.owned.get(tp.partition)
@@ -153,11 +154,7 @@ class Feeder:
         together = merged([one for _, _, one in waiting])
         started = time.monotonic()
         reach("before_insert")
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(SinkUnavailable),
-            wait=wait_exponential_jitter(0.2, 15),
-            before_sleep=lambda state: self._away(started, state),
-        ):
+        async for attempt in _patience(lambda state: self._away(started, state)):
             with attempt:
                 await self._insert(together)
         reach("after_insert")
@@ -180,10 +177,8 @@ class Feeder:
     async def nothing_known(self, number: int) -> None:
         """Raises ChangelogError when the warehouse holds rows of a partition whose changelog is empty: versions from 1 on would lose against them."""
         sql = 'SELECT max(version) FROM progress WHERE "partition" = %(number)s'
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(SinkUnavailable),
-            wait=wait_exponential_jitter(0.2, 15),
-            before_sleep=lambda state: log.warning("the warehouse can't be asked yet: %s", state.outcome and state.outcome.exception()),
+        async for attempt in _patience(
+            lambda state: log.warning("the warehouse can't be asked yet: %s", state.outcome and state.outcome.exception())
         ):
             with attempt:
                 rows = await self._in_thread(self.warehouse.query, sql, {"number": number})
@@ -217,6 +212,11 @@ class Feeder:
         if away > self.options.sink_lag_seconds and self.owner.sink_ready.is_set():
             log.warning("consumption waits for the warehouse")
             self.owner.sink_ready.clear()
+
+
+def _patience(tell: Callable[[RetryCallState], None]) -> AsyncRetrying:
+    """As long as the warehouse is away."""
+    return AsyncRetrying(retry=retry_if_exception_type(SinkUnavailable), wait=wait_exponential_jitter(0.2, 15), before_sleep=tell)
 
 
 def merged(parts: list[Rows]) -> Rows:

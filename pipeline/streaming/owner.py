@@ -20,11 +20,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions
-from pipeline.partition import BrakesOn, Options, Partition, Run, Topics
+from pipeline.partition import BrakesOn, Options, Partition, Run
 from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, grew, read_to_end, stop_producer
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
+from pipeline.topic_names import Topics
 
 log = logging.getLogger("shopstream.owner")
 
@@ -79,7 +80,7 @@ class Owner:
     def hold(self) -> None:
         """The group rebalances: from this instant no run is applied, until `assigned`."""
         self.held = True
-        for tp in self._source_partitions(self.owned):
+        for tp in self.source_partitions(self.owned):
             self.epochs[tp] = self.epochs.get(tp, 0) + 1
         for owned in self.owned.values():
             owned.joined = False
@@ -119,7 +120,7 @@ class Owner:
     def _give_up(self, number: int) -> None:
         owned = self.owned.pop(number)
         if self.consumer is not None:
-            self.consumer.pause_partitions(self._source_partitions([number]))
+            self.consumer.pause_partitions(self.source_partitions([number]))
         self._spawn(stop_producer(owned.producer))
         log.info("partition %d: given up at %s", number, owned.partition.positions)
 
@@ -140,20 +141,22 @@ class Owner:
         self._check(done)
 
     async def _take_patiently(self, number: int, again: bool) -> None:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=lambda state: self._told(number, state)
-        ):
+        async for attempt in self._patience(number):
             with attempt:
-                if (
-                    again or attempt.retry_state.attempt_number > 1
-                ):  # another worker may be the owner by now: only a member of the group may fence
+                if again:  # another worker may be the owner by now: only a member of the group may fence
                     await self.consumer.prove_membership()
+                again = True
                 async with self._turns:
                     await self._take(number)
         await self._join(number)
 
-    def _told(self, number: int, state: RetryCallState) -> None:
-        log.warning("partition %d: not taken over yet, trying again: %r", number, state.outcome and state.outcome.exception())
+    def _patience(self, number: int) -> AsyncRetrying:
+        """As long as Kafka is away or the group has not settled."""
+
+        def tell(state: RetryCallState) -> None:
+            log.warning("partition %d: not taken over yet, trying again: %r", number, state.outcome and state.outcome.exception())
+
+        return AsyncRetrying(retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=tell)
 
     async def _take(self, number: int) -> None:
         self.recoveries[number] = recovery = Recovery()
@@ -203,9 +206,7 @@ class Owner:
 
     async def _join(self, number: int) -> None:
         """Seek to the position and let the runs come."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=lambda state: self._told(number, state)
-        ):
+        async for attempt in self._patience(number):
             with attempt:
                 owned = self.owned.get(number)
                 if owned is None or self.held or self.consumer is None:
@@ -224,7 +225,7 @@ class Owner:
 
         From this instant runs of older epochs are dropped: the positions would be wrong if one were still applied before the seek.
         """
-        tps = self._source_partitions([partition.number])
+        tps = self.source_partitions([partition.number])
         for tp in tps:
             self.epochs[tp] = self.epochs.get(tp, 0) + 1
         return {tp: partition.positions.get(tp.topic) for tp in tps}, {tp: self.epochs[tp] for tp in tps}
@@ -247,7 +248,8 @@ class Owner:
         self._out_of_range.add((tp, offset))
         self._spawn(self._join(tp.partition))
 
-    def _source_partitions(self, numbers: Iterable[int]) -> list[TopicPartition]:
+    def source_partitions(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        """The partitions of the source topics that belong to these numbers."""
         return [TopicPartition(topic, number) for number in numbers for topic in self.topics.sources]
 
     async def offer(self, run: Run) -> None:

@@ -92,7 +92,7 @@ class Watchdog:
 
     async def look(self) -> None:
         """One probe and its verdict."""
-        tps = [TopicPartition(topic, number) for number in list(self.owner.owned) for topic in self.owner.topics.sources]
+        tps = self.owner.source_partitions(self.owner.owned)
         try:
             ends = await self._ends(tps)
         except Exception as error:

@@ -18,7 +18,8 @@ from pipeline.plan import Plan
 from pipeline.tables.kernel import CellArrays, Cells, cells_add, cells_room, grown, jit
 from pipeline.tables.kpi_rows import kpi_rows, window_ends
 from pipeline.tables.table import Arrays, Batch
-from pipeline.windows import boundaries, window_index, window_start
+from pipeline.tables.window_kernel import window_index, window_start
+from pipeline.windows import boundaries
 from schemas.rows import Rows
 
 DONE, MORE_CELLS, MORE_ROWS = 0, 1, 2

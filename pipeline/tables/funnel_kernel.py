@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.columns import I64, U64
 from pipeline.tables.funnel_ties import deepest_of_group, load_group
 from pipeline.tables.kernel import HISTOGRAM_UPPER, CellArrays, cells_add, histogram_bucket, jit
-from pipeline.windows import window_index, window_start
+from pipeline.tables.window_kernel import window_index, window_start
 
 ORDERED, STRICT, ANY = 0, 1, 2
 ONLY_EXCLUDES = 1 << 40

@@ -13,7 +13,8 @@ from pipeline.columns import I32, I64, U64, Strings
 from pipeline.definitions import Kpi
 from pipeline.plan import Plan
 from pipeline.tables.kernel import CellArrays, Cells, cells_add, cells_room, jit
-from pipeline.windows import boundaries, window_index, window_indices, window_start, window_starts
+from pipeline.tables.window_kernel import window_index, window_start
+from pipeline.windows import boundaries, window_indices, window_starts
 from schemas.rows import Rows
 
 PENDING = 4096  # 128 KiB: stays in the second-level cache

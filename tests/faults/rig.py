@@ -25,11 +25,11 @@ from kafka import KafkaConsumer, TopicPartition
 from generator import Faults, shop
 from pipeline.definitions_file import DEFAULT_FILE, loads
 from pipeline.files import Keyed
-from pipeline.partition import Topics
 from pipeline.replay import replay
 from pipeline.sinks.catalog import install
 from pipeline.sinks.embedded import EmbeddedWarehouse
 from pipeline.sinks.open import open_warehouse
+from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 from schemas.rejects import RejectedRecord
 from tests.clickhouse_server import ClickHouseServer
@@ -205,6 +205,12 @@ class Rig:
             self.until(done, seconds, "everything applied")
         finally:
             consumer.close()
+
+    def finish(self) -> None:
+        """Settle, end the workers in order, check."""
+        self.settle()
+        self.stop_workers()
+        self.check()
 
     def check(self) -> None:
         """Every number of every report, the accounts, the dead letters in the warehouse and in Kafka: all as the day has them."""

@@ -22,12 +22,6 @@ def fragile(tmp_path: Path) -> Iterator[EmbeddedKafka]:
         yield broker
 
 
-def finish(rig: Rig) -> None:
-    rig.settle()
-    rig.stop_workers()
-    rig.check()
-
-
 def admin(rig: Rig) -> KafkaAdminClient:
     return KafkaAdminClient(bootstrap_servers=[rig.bootstrap])
 
@@ -76,7 +70,7 @@ def test_broker_is_not_there_yet(build: Build, fragile: EmbeddedKafka) -> None:
     rig.until(lambda: "can't be reached, trying again" in rig.log, 60, "the worker says what it waits for")
     bring_back(rig, fragile)
     rig.produce(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_consumer_group_is_deleted(build: Build) -> None:
@@ -87,7 +81,7 @@ def test_consumer_group_is_deleted(build: Build) -> None:
     client.close()
     rig.start()
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
 
 
 def _deleted(client: KafkaAdminClient, group: str) -> bool:

@@ -11,7 +11,7 @@ from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer
 from tests.faults.conftest import Build
 from tests.faults.proxy import Proxy
-from tests.faults.rig import PARTITIONS, Rig
+from tests.faults.rig import PARTITIONS
 
 FEW_PARTS = "<merge_tree><parts_to_delay_insert>5</parts_to_delay_insert><parts_to_throw_insert>6</parts_to_throw_insert></merge_tree>"
 
@@ -22,12 +22,6 @@ def fragile() -> Iterator[ClickHouseServer]:
     clickhouse_server.require()
     with ClickHouseServer(extra=FEW_PARTS) as running:
         yield running
-
-
-def finish(rig: Rig) -> None:
-    rig.settle()
-    rig.stop_workers()
-    rig.check()
 
 
 def test_server_down_at_the_start_and_killed_in_the_middle(build: Build, fragile: ClickHouseServer) -> None:
@@ -44,7 +38,7 @@ def test_server_down_at_the_start_and_killed_in_the_middle(build: Build, fragile
     rig.until(lambda: "consumption waits for the warehouse" in rig.log, 60, "consumption waits")
     fragile.start()
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_replies_lost_after_the_insert_was_applied(build: Build, fragile: ClickHouseServer) -> None:
@@ -66,7 +60,7 @@ def test_replies_lost_after_the_insert_was_applied(build: Build, fragile: ClickH
             rig.produce(part / 5)
             rig.until(lambda part=part: proxy.cuts >= part, 60, f"reply {part} was cut")  # type: ignore[misc]
         rig.produce(1)
-        finish(rig)
+        rig.finish()
     assert proxy.cuts == 4
     assert "does not answer" in rig.log
 
@@ -84,7 +78,7 @@ def test_worker_ended_while_the_server_is_away_loses_nothing(build: Build, fragi
     fragile.start()
     rig.start()
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_too_many_parts_slows_down_and_loses_nothing(build: Build, fragile: ClickHouseServer) -> None:
@@ -101,7 +95,7 @@ def test_too_many_parts_slows_down_and_loses_nothing(build: Build, fragile: Clic
     assert "Too many parts" in rig.log
     rig.warehouse.query("SYSTEM START MERGES")
     rig.produce(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_wrong_password_stops_at_once(build: Build, fragile: ClickHouseServer) -> None:
@@ -128,5 +122,5 @@ def test_column_of_another_type_stops_the_worker_and_skips_nothing(build: Build,
     rig.warehouse.query("RENAME TABLE rejects_kept TO rejects")
     rig.start()
     rig.produce(1)
-    finish(rig)
+    rig.finish()
     assert len({row[0] for row in rig.warehouse.query('SELECT DISTINCT "partition" FROM progress')}) == PARTITIONS

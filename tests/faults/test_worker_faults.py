@@ -9,13 +9,7 @@ import time
 import pytest
 
 from tests.faults.conftest import Build
-from tests.faults.rig import SESSION_SECONDS, Rig
-
-
-def finish(rig: Rig) -> None:
-    rig.settle()
-    rig.stop_workers()
-    rig.check()
+from tests.faults.rig import SESSION_SECONDS
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -28,7 +22,7 @@ def test_worker_ended_half_way_and_started_again(build: Build, how: signal.Signa
     assert worker.wait(60) == (0 if how == signal.SIGTERM else -signal.SIGKILL), rig.log
     rig.start()
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_one_of_two_workers_is_killed_and_the_other_goes_on_alone(build: Build) -> None:
@@ -38,7 +32,7 @@ def test_one_of_two_workers_is_killed_and_the_other_goes_on_alone(build: Build) 
     rig.while_applying(20_000)
     workers[rig.random.randrange(2)].kill()
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_workers_are_killed_every_few_seconds(build: Build) -> None:
@@ -51,7 +45,7 @@ def test_workers_are_killed_every_few_seconds(build: Build) -> None:
         workers[victim].kill()
         workers[victim] = rig.start()
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_frozen_worker_wakes_as_a_zombie_and_changes_nothing(build: Build) -> None:
@@ -105,7 +99,7 @@ def test_rolling_restart(build: Build) -> None:
         workers.append(rig.start())
         rig.wait_until_owned(len(workers) - 1)
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
     assert "CRITICAL" not in rig.log
 
 
@@ -118,7 +112,7 @@ def test_worker_kills_itself_at(build: Build, point: str) -> None:
     assert worker.wait(60) == -signal.SIGKILL, rig.log
     rig.start()
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_worker_kills_itself_during_restore(build: Build) -> None:
@@ -132,7 +126,7 @@ def test_worker_kills_itself_during_restore(build: Build) -> None:
         assert worker.wait(60) == -signal.SIGKILL, rig.log
     rig.start()
     rig.produce_aside(1)
-    finish(rig)
+    rig.finish()
 
 
 def test_fault_points_are_off_without_the_variable() -> None:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from kafka.partitioner.default import murmur2
 
 from pipeline.definitions import Definitions
-from pipeline.partition import Flush, Partition, Run, Topics
+from pipeline.partition import Flush, Partition, Run
 from pipeline.sinks.embedded import EmbeddedWarehouse
+from pipeline.topic_names import Topics
 from tests.oracle.shops import Sent
 
 TOPICS = Topics()

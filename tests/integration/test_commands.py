@@ -31,8 +31,9 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from embedded.kafka import EmbeddedKafka
 from pipeline.definitions import Definitions
 from pipeline.definitions_file import load
-from pipeline.partition import Partition, Run, Topics
+from pipeline.partition import Partition, Run
 from pipeline.sinks.open import open_warehouse
+from pipeline.topic_names import Topics
 from pipeline.topics import connect, ensure_topics
 from schemas.rows import COLUMNS
 from tests import clickhouse_server

@@ -17,7 +17,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from embedded import jars, kafka
 from embedded.jars import EmbeddedKafkaError, kafka_jars, pinned_jars, wrong_jars
 from embedded.kafka import EmbeddedKafka
-from pipeline.partition import Topics
+from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 
 OWNER = """

@@ -14,11 +14,12 @@ from pathlib import Path
 from embedded.kafka import EmbeddedKafka
 from pipeline.definitions_file import load
 from pipeline.files import Keyed
-from pipeline.partition import HELD_BACK, Topics
+from pipeline.partition import HELD_BACK
 from pipeline.replay import replay
 from pipeline.sinks.catalog import install
 from pipeline.sinks.embedded import EmbeddedWarehouse
 from pipeline.sinks.shared import new_key, serve
+from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 
 HOUR = 3_600_000

@@ -23,11 +23,11 @@ from kafka import KafkaConsumer, TopicPartition
 
 from embedded.kafka import EmbeddedKafka
 from pipeline.definitions_file import DEFAULT_FILE, load
-from pipeline.partition import Topics
 from pipeline.replay import replay
 from pipeline.sinks.catalog import install
 from pipeline.sinks.embedded import EmbeddedWarehouse
 from pipeline.sinks.shared import new_key, serve
+from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 from tests.sample_warehouse import sample_records
 

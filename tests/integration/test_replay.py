@@ -23,7 +23,7 @@ from kafka import KafkaConsumer, TopicPartition
 from embedded.kafka import EmbeddedKafka
 from generator.bench import events
 from pipeline.cli.main import main
-from pipeline.partition import Topics
+from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 
 SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))

@@ -21,11 +21,11 @@ from kafka import KafkaConsumer, TopicPartition
 from embedded.kafka import EmbeddedKafka
 from pipeline.definitions_file import DEFAULT_FILE, load
 from pipeline.files import Keyed
-from pipeline.partition import Topics
 from pipeline.replay import replay
 from pipeline.sinks.catalog import install
 from pipeline.sinks.embedded import EmbeddedWarehouse
 from pipeline.sinks.open import open_warehouse
+from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 from tests import clickhouse_server
 from tests.integration.driving import reported, same

@@ -12,8 +12,8 @@ from kafka import KafkaAdminClient
 from embedded.kafka import EmbeddedKafka
 from generator import Faults, shop
 from pipeline.definitions_file import load
-from pipeline.partition import Topics
 from pipeline.sinks.embedded import EmbeddedWarehouse
+from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 from tests.integration.test_against_sql import reported, same
 from tests.oracle.sql import Oracle

@@ -11,7 +11,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from embedded.kafka import EmbeddedKafka
-from pipeline.partition import Topics
+from pipeline.topic_names import Topics
 from pipeline.topics import TopicsError, describe, ensure_topics, wanted_topics
 
 Client = dict[str, Any]

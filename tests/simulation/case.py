@@ -14,8 +14,9 @@ from random import Random
 import numpy as np
 
 from pipeline.definitions import Definitions, Funnel, Kpi, Match, Retention, Step
-from pipeline.partition import Options, Topics
+from pipeline.partition import Options
 from pipeline.tables.hashes import murmur2_partitions, text_rows
+from pipeline.topic_names import Topics
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE

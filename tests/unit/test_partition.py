@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions, Funnel, Kpi, Match, Step
-from pipeline.partition import HELD_BACK, BrakesOn, ContinuityError, Flush, Options, Partition, Run, Topics
+from pipeline.partition import HELD_BACK, BrakesOn, ContinuityError, Flush, Options, Partition, Run
+from pipeline.topic_names import Topics
 
 T0 = 1_767_225_600_000  # 2026-01-01
 HOUR = 3_600_000

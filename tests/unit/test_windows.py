@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.definitions import Window
-from pipeline.windows import EARLIEST_MS, LATEST_MS, boundaries, window_index, window_indices, window_start, window_starts
+from pipeline.tables.window_kernel import window_index, window_start
+from pipeline.windows import EARLIEST_MS, LATEST_MS, boundaries, window_indices, window_starts
 
 ZONES = ("UTC", "Asia/Shanghai", "Europe/Berlin", "America/Sao_Paulo", "Asia/Kolkata")
 WINDOWS: tuple[Window, ...] = get_args(Window)

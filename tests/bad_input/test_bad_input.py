@@ -185,20 +185,18 @@ ALONE = decode(*NEIGHBOURS)
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_record_is_rejected_whole_and_its_neighbours_are_applied(kind: str) -> None:
+def test_bad_record_at_any_position_is_rejected_whole_and_its_neighbours_are_applied(kind: str) -> None:
     value, reason = BAD[kind]
     bad = Raw(77, value, b"user-5")
-    records = [*NEIGHBOURS[:5], bad, *NEIGHBOURS[5:]]
+    for position in range(len(NEIGHBOURS) + 1):
+        result = decode(*NEIGHBOURS[:position], bad, *NEIGHBOURS[position:])
 
-    result = decode(*records)
-
-    assert [(reject.index, reject.reason) for reject in result.rejects] == [(5, reason)]
-    assert result.rejects[0].cause
-    assert len(result.rejects[0].cause) < 500
-    assert (records[result.rejects[0].index].offset, records[result.rejects[0].index].value) == (77, value)
-    assert result.rows.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
-    assert result.rekey == []
-    assert equal(result.columns, ALONE.columns)
+        assert [(reject.index, reject.reason) for reject in result.rejects] == [(position, reason)]
+        assert result.rejects[0].cause
+        assert len(result.rejects[0].cause) < 500
+        assert result.rows.tolist() == [row for row in range(len(NEIGHBOURS) + 1) if row != position]
+        assert result.rekey == []
+        assert equal(result.columns, ALONE.columns)
 
 
 def test_neighbours_decode_to_what_they_say() -> None:

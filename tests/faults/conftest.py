@@ -35,12 +35,19 @@ def day() -> Day:
 
 
 @pytest.fixture
-def build(request: pytest.FixtureRequest, kafka: EmbeddedKafka, server: ClickHouseServer, day: Day, tmp_path: Path) -> Iterator[Build]:
+def build(request: pytest.FixtureRequest, kafka: EmbeddedKafka, server: ClickHouseServer, tmp_path: Path) -> Iterator[Build]:
     """A pipeline named after the case; on the shared broker and server unless told otherwise."""
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:60]
     built: list[Rig] = []
 
-    def make(bootstrap: str | None = None, clickhouse: ClickHouseServer | None = None, prepare: bool = True, **more: object) -> Rig:
+    def make(
+        bootstrap: str | None = None,
+        clickhouse: ClickHouseServer | None = None,
+        prepare: bool = True,
+        events: Day | None = None,
+        **more: object,
+    ) -> Rig:
+        day = events or request.getfixturevalue("day")
         rig = Rig(bootstrap or kafka.bootstrap, clickhouse or server, day, tmp_path, f"{name}-{len(built)}", **more)  # type: ignore[arg-type]
         built.append(rig)
         if prepare:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ class Day:
     messages: list[Keyed]
     good: int
     bad: Counter[bytes]
+    """What breaks the contract and what is too late, as the dead letters have it."""
     truth: tuple[dict[Any, Any], ...]
+    too_late: int = 0
 
     @property
     def copies(self) -> int:
@@ -61,23 +63,22 @@ class Day:
 
 def make_day(seed: int, users: int = 8000) -> Day:
     """About 27 messages a user."""
-    known: dict[bytes, Keyed] = {}
-    bad: Counter[bytes] = Counter()
-    messages = []
-    for m in shop(seed, users, 14, faults=Faults(late=0.05, duplicated=0.05, bad=0.002, latest_ms=LATEST_MS)):
-        keyed = Keyed(m.topic, m.key.decode(), m.value)
-        messages.append(keyed)
-        if is_good(m.value):
-            known[m.value] = keyed
-        else:
-            bad[m.value] += 1
+    made = shop(seed, users, 14, faults=Faults(late=0.05, duplicated=0.05, bad=0.002, latest_ms=LATEST_MS))
+    return day_of([Keyed(m.topic, m.key.decode(), m.value) for m in made])
+
+
+def day_of(messages: list[Keyed], too_late: Sequence[bytes] = ()) -> Day:
+    """What must come of these messages; `too_late` are those among them that come behind the allowed lateness."""
+    late = Counter(too_late)
+    known = {m.value: m for m in messages if m.value not in late and is_good(m.value)}
+    bad = Counter(m.value for m in messages if m.value not in late and m.value not in known)
     warehouse = EmbeddedWarehouse("")
     try:
         oracle = Oracle(warehouse.query, loads(DEFINITIONS), [(m.topic, m.value) for m in known.values()])
         truth = (oracle.funnels(), oracle.retentions(), oracle.kpis())
     finally:
         warehouse.close()
-    return Day(messages, len(known), bad, truth)
+    return Day(messages, len(known), bad + late, truth, late.total())
 
 
 def is_good(value: bytes) -> bool:
@@ -224,7 +225,7 @@ class Rig:
         sums = self.warehouse.query(
             f'SELECT {", ".join(f"sum({c}_)" for c in columns)} FROM (SELECT {newest} FROM progress GROUP BY topic, "partition")'
         )
-        assert [int(n) for n in sums[0]] == [self.day.good, self.day.copies, self.day.bad.total(), 0]
+        assert [int(n) for n in sums[0]] == [self.day.good, self.day.copies, self.day.bad.total() - self.day.too_late, self.day.too_late]
         rows = self.warehouse.query('SELECT topic, "partition", "offset", any(raw) FROM rejects GROUP BY topic, "partition", "offset"')
         assert Counter(raw if isinstance(raw, bytes) else raw.encode() for *_, raw in rows) == self.day.bad
         assert self.dead_letters() == self.day.bad

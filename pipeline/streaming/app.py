@@ -25,7 +25,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_ji
 from agents import bind_agents
 from pipeline.definitions import Definitions
 from pipeline.partition import Options, Partition, Run
-from pipeline.sinks.warehouse import Warehouse
+from pipeline.sinks.warehouse import SinkRefused, Warehouse
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.owner import Owner, end_process
 from pipeline.streaming.readings import WorkerState
@@ -207,7 +207,9 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stopping}:
-        end_process(f"the worker ends: {task.exception()!r}", task.exception())
+        error = task.exception()
+        remedy = "; nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again" * isinstance(error, SinkRefused)
+        end_process(f"the worker ends: {error if remedy else repr(error)}{remedy}", error)
     log.info("stopping: last flush")
     try:
         await asyncio.wait_for(_stop(app, tasks, flusher, feeder, options.stop_sink_seconds), STOP_SECONDS)

@@ -21,6 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions
 from pipeline.partition import BrakesOn, Options, Partition, Run
+from pipeline.sinks.warehouse import SinkRefused
 from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, grew, read_to_end, stop_producer
 from pipeline.telemetry.meter import Meter
@@ -302,7 +303,7 @@ def _passes(error: BaseException) -> bool:
 
 
 def end_process(message: str, error: BaseException | None = None) -> None:
-    """A bug or a lost ownership: say so and end at once. Nothing is lost, a restart is exact; an orderly end could hang on what is broken."""
-    log.critical(message, exc_info=error)
+    """Say so and end at once. Nothing is lost, a restart is exact; an orderly end could hang on what is broken. The trace is shown for bugs only."""
+    log.critical(message, exc_info=None if isinstance(error, (SinkRefused, ChangelogError)) else error)
     logging.shutdown()
     os._exit(1)

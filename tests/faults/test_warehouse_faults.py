@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -125,3 +127,55 @@ def test_column_of_another_type_stops_the_worker_and_skips_nothing(build: Build,
     rig.produce(1)
     rig.finish()
     assert len({row[0] for row in rig.warehouse.query('SELECT DISTINCT "partition" FROM progress')}) == PARTITIONS
+
+
+@pytest.fixture
+def small_disk() -> Iterator[ClickHouseServer]:
+    """A server whose data have a file system of 256 MiB to themselves."""
+    clickhouse_server.require()
+    server = ClickHouseServer()
+    data = server.folder / "data"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", data], check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a full disk needs a file system of its own, and mounting one is not allowed here: {mounted.stderr.strip()}")
+    try:
+        with server:
+            yield server
+            server.kill()
+            subprocess.run(["umount", data], check=True)
+    finally:
+        subprocess.run(["umount", data], check=False, capture_output=True)
+
+
+def test_full_disk_of_the_server_is_waited_for(build: Build, small_disk: ClickHouseServer) -> None:
+    rig = build(clickhouse=small_disk)
+    worker = rig.start()
+    rig.produce_aside(0.4)
+    rig.while_applying()
+    ballast = small_disk.folder / "data" / "ballast"
+    with ballast.open("wb") as file, contextlib.suppress(OSError):  # ends with: no space left on device
+        while file.write(bytes(1 << 16)):
+            file.flush()
+    rig.produce(0.7)
+    rig.until(lambda: "does not take rows" in rig.log, 60, "the disk is full")
+    time.sleep(3)
+    ballast.unlink()
+    rig.produce(1)
+    rig.finish()
+    assert worker.returncode == 0
+
+
+def test_table_dropped_stops_the_worker_until_it_is_there_again(build: Build, fragile: ClickHouseServer) -> None:
+    rig = build(clickhouse=fragile)
+    worker = rig.start()
+    rig.produce_aside(0.6)
+    rig.while_applying()
+    rig.warehouse.query("RENAME TABLE kpi_cells TO gone")
+    rig.produce(0.9)
+    assert worker.wait(60) == 1, rig.log
+    assert "kpi_cells" in rig.log
+    assert "Traceback" not in rig.log
+    rig.warehouse.query("RENAME TABLE gone TO kpi_cells")
+    rig.start()
+    rig.produce(1)
+    rig.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -14,12 +15,15 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from generator.answers import Answers
 from generator.live import LiveShop
 from pipeline.cli.demo_check import verdict
 from pipeline.sinks.embedded import EmbeddedWarehouse
 
 SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
+TERMINAL_SECONDS = 150.0
 SMALL = ("--visitors", "100", "--head-start", "2", "--seed", str(SEED))
 
 
@@ -30,7 +34,8 @@ class Demo:
         self._mark = uuid4().hex
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("SHOPSTREAM_") or k == "SHOPSTREAM_CACHE"}
+        sized = ("COLUMNS", "LINES")  # a runner's own size would stand for the terminal's
+        kept = {k: v for k, v in os.environ.items() if k not in sized and (not k.startswith("SHOPSTREAM_") or k == "SHOPSTREAM_CACHE")}
         environment = kept | {
             "DEMO_TEST_MARK": self._mark,
             "TMPDIR": str(self.temporary),
@@ -112,7 +117,8 @@ def test_sigterm_on_a_terminal_gives_the_screen_back_and_leaves_nothing(tmp_path
     os.close(theirs)
     shown = b""
     resized = told = False
-    while chunk := _read(ours):
+    deadline = time.monotonic() + TERMINAL_SECONDS
+    while chunk := _read(ours, deadline):
         shown += chunk
         if not resized and shown.count(b"retention visitors") >= 2:
             resized = True
@@ -120,6 +126,11 @@ def test_sigterm_on_a_terminal_gives_the_screen_back_and_leaves_nothing(tmp_path
         if not told and b"retention buyers" in shown:  # only the large screen has it
             told = True
             demo.process.send_signal(signal.SIGTERM)
+    if not told:
+        demo.signal(signal.SIGKILL)
+        pytest.fail(
+            f"the large screen did not come; resized: {resized}; the end of what was shown:\n{shown[-20_000:].decode(errors='replace')}"
+        )
     os.close(ours)
     assert demo.process.wait(120) == 0, shown[-3000:].decode()
     enters, leaves = shown.find(b"\x1b[?1049h"), shown.rfind(b"\x1b[?1049l")
@@ -128,7 +139,10 @@ def test_sigterm_on_a_terminal_gives_the_screen_back_and_leaves_nothing(tmp_path
     assert demo.left() == []
 
 
-def _read(terminal: int) -> bytes:
+def _read(terminal: int, deadline: float) -> bytes:
+    """What came next; nothing when the other end is closed, or at the deadline."""
+    if not select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        return b""
     try:
         return os.read(terminal, 65536)
     except OSError:  # the other end is closed

@@ -42,6 +42,7 @@ class Show:
     workers: int
     warehouse: Path | None
     overwrite: bool
+    metrics_port: int | None
 
 
 def demo(
@@ -58,6 +59,12 @@ def demo(
         Path | None, typer.Option(help="Keep the numbers in this folder (new, or --overwrite) for `shopstream report`; else nothing stays.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Empty the warehouse folder first.")] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65_535, show_default="9464, or a free one", help="The first worker's port of /metrics, others the next; 0: none."
+        ),
+    ] = None,
 ) -> None:
     """Watch a generated shop live: funnel, retention, KPIs. Needs nothing but this machine.
 
@@ -68,7 +75,7 @@ def demo(
 
     Example: shopstream demo --minutes 2 --speed 43200 --warehouse build/demo
     """
-    _Demo(Show(minutes, speed, visitors, seed, head_start, partitions, workers, warehouse, overwrite)).run()
+    _Demo(Show(minutes, speed, visitors, seed, head_start, partitions, workers, warehouse, overwrite, metrics_port)).run()
 
 
 class _Demo:
@@ -94,7 +101,7 @@ class _Demo:
         with ExitStack() as stack:
             stack.enter_context(_ending_on_sigterm())
             folder = show.warehouse or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shopstream-demo-")))
-            wanted = Wanted(folder, definitions, DEMO_FILE, show.partitions, show.workers)
+            wanted = Wanted(folder, definitions, DEMO_FILE, show.partitions, show.workers, metrics_port=show.metrics_port)
             with self._waiting("starting Kafka, ClickHouse and a worker"):
                 local = stack.enter_context(local_pipeline(wanted))
             feed = Feed(local, LiveShop(show.seed, show.visitors), show.speed, show.head_start_days * DAY_MS)
@@ -107,6 +114,8 @@ class _Demo:
             if self.stop.is_set():
                 self._print("stopped before the first number")
                 return
+            if local.metrics and not self.on_screen:
+                self._print(*(f"metrics at http://127.0.0.1:{port}/metrics" for port in local.metrics))
             feed.go()
             self._watch(watcher, feed)
             with self._waiting("finishing what was sent"):

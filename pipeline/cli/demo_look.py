@@ -40,7 +40,7 @@ class Number:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """clock: the shop's. events_per_second: of wall clock. lag: events sent and not yet in the reports. fresh_seconds: age of the newest event in them,
-    wall clock. late: events that came late and were counted all the same."""
+    wall clock. late: events that came late and were counted all the same. metrics: the workers' addresses for Prometheus."""
 
     clock: datetime
     day_seconds: float
@@ -56,6 +56,7 @@ class Snapshot:
     funnel: FunnelReport
     visitors: RetentionReport
     buyers: RetentionReport
+    metrics: tuple[str, ...] = ()
 
     def share(self, part: str, of: str) -> float | None:
         """Of the last few hours."""
@@ -100,6 +101,7 @@ class Watcher:
             self._reports["checkout"],
             self._reports["visitors"],
             self._reports["buyers"],
+            tuple(f"http://127.0.0.1:{port}/metrics" for port in self._local.metrics),
         )
 
     def _read_reports(self, midnight: datetime, everything: bool) -> None:

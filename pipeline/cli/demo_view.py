@@ -57,7 +57,7 @@ TILES: tuple[Tile, ...] = (
 def screen(snapshot: Snapshot, width: int, height: int) -> RenderableType:
     """Everything on `width` × `height` characters: what matters most is never cut."""
     head = [_header(snapshot, width), *_tiles(snapshot, width), Text()]
-    foot = [Text("  ").join(alerts(snapshot)), _footer(snapshot, width)]
+    foot = [_alerts_or_metrics(snapshot), _footer(snapshot, width)]
     room = height - _lines([*head, *foot], width)
     body = _side_by_side(snapshot, width, room) if width >= WIDE else _stacked(snapshot, width, room)
     blank = [Text()] * max(0, room - _lines([body], width))
@@ -140,6 +140,12 @@ def _footer(snapshot: Snapshot, width: int) -> Text:
         Text("Ctrl-C ends", FAINT),
     ]
     return _flowing(facts, width, " · ")
+
+
+def _alerts_or_metrics(snapshot: Snapshot) -> Text:
+    """What is wrong; while nothing is, where to look closer."""
+    where = "  ".join(snapshot.metrics)
+    return Text("  ", no_wrap=True).join(alerts(snapshot)) or Text(f"metrics at {where}" * bool(where), FAINT, no_wrap=True)
 
 
 def alerts(snapshot: Snapshot) -> Iterable[Text]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from pipeline.topic_names import Topics
 from pipeline.topics import delete_topics, ensure_topics
 
 STALL_SECONDS = 120
+METRICS_PORT = int(Settings.model_fields["metrics_port"].default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,13 @@ class Wanted:
     workers: int
     settings: Settings | None = None
     """Of a Kafka that is there; None: the embedded one."""
+    metrics_port: int | None = 0
+    """Of the first worker, the others have the next ones; 0: none is served; None: the usual one where it is free, else any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """The running pipeline. `admin`, `client`: kafka-python's and aiokafka's arguments."""
+    """The running pipeline. `admin`, `client`: kafka-python's and aiokafka's arguments. `metrics`: ports on loopback, one a worker; none when not served."""
 
     topics: Topics
     partitions: int
@@ -57,6 +61,7 @@ class Local:
     client: dict[str, Any]
     warehouse: Any
     workers: Workers
+    metrics: tuple[int, ...]
 
     @property
     def topic_of(self) -> dict[str, str]:
@@ -94,9 +99,10 @@ def local_pipeline(wanted: Wanted) -> Iterator[Local]:
         key = new_key()
         server = stack.enter_context(serve(warehouse, authkey=key.encode()))
         temporary = {"TMPDIR": str(folder)}  # what a killed worker leaves goes with the folder
-        workers = Workers(wanted.workers, _worker_environment(wanted, broker, topics, server.url, key) | temporary, folder)
+        ports = _metrics_ports(wanted.metrics_port, wanted.workers)
+        workers = Workers(ports, _worker_environment(wanted, broker, topics, server.url, key) | temporary, folder)
         stack.callback(workers.kill)
-        yield Local(topics, wanted.partitions, admin, client, warehouse, workers)
+        yield Local(topics, wanted.partitions, admin, client, warehouse, workers, tuple(port for port in ports if port))
 
 
 def _kafka(wanted: Wanted, stack: ExitStack) -> str:
@@ -128,9 +134,34 @@ def _worker_environment(wanted: Wanted, broker: str, topics: Topics, warehouse: 
         "SHOPSTREAM_CLICKSTREAM_TOPIC": topics.clickstream,
         "SHOPSTREAM_ORDERS_TOPIC": topics.orders,
         "SHOPSTREAM_IDLE_SECONDS": "0",
-        "SHOPSTREAM_METRICS_PORT": "0",
+        "SHOPSTREAM_METRICS_HOST": "127.0.0.1",
     }
     return kept | given | ({"SHOPSTREAM_DEFINITIONS": str(wanted.definitions_file.absolute())} if wanted.definitions_file else {})
+
+
+def _metrics_ports(first: int | None, count: int) -> list[int]:
+    """One a worker. Raises Wrong when one that was asked for is taken."""
+    if first == 0:
+        return [0] * count
+    ports = range(first or METRICS_PORT, (first or METRICS_PORT) + count)
+    with ExitStack() as held:
+        try:
+            for port in ports:
+                _hold(port, held)
+            return list(ports)
+        except (OSError, OverflowError) as error:
+            if first:
+                raise Wrong(f"metrics can't be served at 127.0.0.1:{port} ({error}): name another --metrics-port, or 0 for none.") from None
+    with ExitStack() as held:
+        return [_hold(0, held) for _ in range(count)]
+
+
+def _hold(port: int, held: ExitStack) -> int:
+    """Take a port on loopback for a moment, any for 0. Raises OSError when another process has it."""
+    probe = held.enter_context(socket.socket())
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", port))
+    return int(probe.getsockname()[1])
 
 
 class Backlog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from embedded.watchdog import die_with_parent
@@ -18,20 +19,21 @@ class RunFailed(Exception):
 
 
 class Workers:
-    """The worker processes of a run; one that dies is started again (a restart is exact), a few times."""
+    """The worker processes of a run, one a metrics port (0: it serves none); one that dies is started again (a restart is exact), a few times."""
 
-    def __init__(self, count: int, environment: dict[str, str], folder: Path) -> None:
+    def __init__(self, metrics_ports: Sequence[int], environment: dict[str, str], folder: Path) -> None:
         self._log = folder / "workers.log"
         self._environment = environment
         self._restarts = 0
-        self._processes = [self._start() for _ in range(count)]
+        self._ports = metrics_ports
+        self._processes = [self._start(port) for port in metrics_ports]
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, metrics_port: int) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "pipeline.cli.main", "worker"]
             return subprocess.Popen(
                 command,
-                env=self._environment,
+                env=self._environment | {"SHOPSTREAM_METRICS_PORT": str(metrics_port)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -48,7 +50,7 @@ class Workers:
                 self._restarts += 1
                 if self._restarts > RESTARTS:
                     raise RunFailed(f"workers ended {self._restarts} times, the last with code {process.returncode}.\n{self.tail()}")
-                self._processes[i] = self._start()
+                self._processes[i] = self._start(self._ports[i])
 
     def stop(self) -> None:
         """Tell them that the input has ended and ask them to end, each with a last flush. Raises RunFailed when one does not end well."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
 import time
+from collections import Counter
 from pathlib import Path
+from urllib.request import urlopen
 from uuid import uuid4
 
 import pytest
@@ -101,12 +105,51 @@ def test_it_ends_by_itself_and_its_numbers_equal_the_generators(tmp_path: Path) 
 
 def test_ctrl_c_finishes_compares_and_leaves_nothing(tmp_path: Path) -> None:
     demo = Demo(tmp_path, *SMALL)
-    line_with(demo, "active users")
+    address = line_with(demo, "metrics at ").split("metrics at ")[1].strip()
+    before, behind = sent_and_lag(line_with(demo, "active users"))
+    scraped = scrape(address)
+    after, _ = sent_and_lag(line_with(demo, "active users"))
+    deadline = time.monotonic() + 60
+    while not scrape(address)["shopstream_kpi"] and time.monotonic() < deadline:  # the worker asks every 10 s
+        time.sleep(1)
+    watched = scrape(address)["shopstream_kpi"]
     demo.signal(signal.SIGINT)
     said = demo.process.communicate(timeout=120)[0].decode()
     assert demo.process.returncode == 0, said
     assert "numbers equal the generator's" in said
     assert "Traceback" not in said
+    assert demo.left() == []
+    known = ("applied_events", "duplicate_events", "rejected_records", "too_late_events")
+    assert 0 < before - behind <= sum(scraped[f"shopstream_{name}_total"] for name in known) <= after
+    assert watched > 0
+
+
+def sent_and_lag(line: str) -> tuple[int, int]:
+    sent, lag = re.search(r"([\d,]+) events \([\d,]+/s, lag ([\d,]+)\)", line).groups()  # type: ignore[union-attr]
+    return int(sent.replace(",", "")), int(lag.replace(",", ""))
+
+
+def scrape(address: str) -> Counter[str]:
+    """The sum of each metric's series."""
+    sums: Counter[str] = Counter()
+    with urlopen(address, timeout=10) as answer:
+        for line in answer.read().decode().splitlines():
+            if not line.startswith("#"):
+                series, value = line.rsplit(" ", 1)
+                sums[series.split("{")[0]] += float(value)  # type: ignore[assignment]
+    return sums
+
+
+def test_a_metrics_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        demo = Demo(tmp_path, *SMALL, "--metrics-port", str(port))
+        said = demo.process.communicate(timeout=120)[0].decode()
+    assert demo.process.returncode == 2, said
+    assert f"127.0.0.1:{port}" in said
+    assert "--metrics-port" in said
     assert demo.left() == []
 
 

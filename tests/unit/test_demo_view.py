@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -100,6 +101,12 @@ def test_failing_payments_are_told_in_words() -> None:
     assert "▲ payments fail: 61% in the last 3 h" in "\n".join(drawn(failing, 80, 24))
     assert "▲ payments fail: 61% in the last 3 h" in plain_line(failing)
     assert "pages fail" in plain_line(snapshot(page_errors=9))
+
+
+def test_while_nothing_is_wrong_the_screen_says_where_the_metrics_are() -> None:
+    address = "http://127.0.0.1:9464/metrics"
+    assert any(address in line for line in drawn(replace(snapshot(), metrics=(address,)), 80, 24))
+    assert not any(address in line for line in drawn(replace(snapshot(payment_failures=900), metrics=(address,)), 80, 24))
 
 
 def test_few_attempts_are_no_alert() -> None:

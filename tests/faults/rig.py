@@ -33,7 +33,7 @@ from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 from schemas.rejects import RejectedRecord
 from tests.clickhouse_server import ClickHouseServer
-from tests.integration.test_against_sql import reported, same
+from tests.integration.driving import reported, same
 from tests.oracle.sql import Oracle
 
 SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))

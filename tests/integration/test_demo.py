@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import random
 import re
 import select
 import signal
@@ -15,20 +16,25 @@ import sys
 import termios
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from urllib.request import urlopen
 from uuid import uuid4
 
 import pytest
 
-from generator.answers import Answers
+from generator.answers import DEMO_FILE, Answers
 from generator.live import LiveShop
 from pipeline.cli.demo_check import verdict
+from pipeline.definitions_file import load
 from pipeline.sinks.embedded import EmbeddedWarehouse
+from tests.integration.driving import reported, same
+from tests.oracle.sql import Oracle
 
 SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
 TERMINAL_SECONDS = 150.0
-SMALL = ("--visitors", "100", "--head-start", "2", "--seed", str(SEED))
+VISITORS = 100
+SMALL = ("--visitors", str(VISITORS), "--head-start", "2", "--seed", str(SEED))
 
 
 class Demo:
@@ -86,19 +92,40 @@ def line_with(demo: Demo, text: str) -> str:
     raise AssertionError(f"the demo ended without saying {text!r}:\n{''.join(said)}")
 
 
-def test_it_ends_by_itself_and_its_numbers_equal_the_generators(tmp_path: Path) -> None:
-    demo = Demo(tmp_path, "--minutes", "0.15", "--speed", "40000", *SMALL, "--warehouse", str(tmp_path / "kept"))
+def test_it_ends_by_itself_and_its_numbers_equal_the_generators_and_sqls(tmp_path: Path) -> None:
+    minutes = random.Random(SEED).uniform(0.02, 0.3)
+    demo = Demo(tmp_path, "--minutes", f"{minutes:.3f}", "--speed", "40000", *SMALL, "--warehouse", str(tmp_path / "kept"))
     said = demo.process.communicate(timeout=400)[0].decode()
     assert demo.process.returncode == 0, said
     assert "numbers equal the generator's" in said
     assert "funnel of" in said
     assert "\x1b[" not in said
     assert demo.left() == []
-    warehouse = EmbeddedWarehouse(str(tmp_path / "kept"))
+    check_against_sql(tmp_path / "kept", said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_at_any_moment_its_numbers_equal_sqls(tmp_path: Path, number: signal.Signals) -> None:
+    demo = Demo(tmp_path, "--speed", "20000", *SMALL, "--warehouse", str(tmp_path / "kept"))
+    line_with(demo, "active users")
+    time.sleep(random.Random(f"{SEED} {number}").uniform(0, 10))
+    demo.signal(number)
+    said = demo.process.communicate(timeout=120)[0].decode()
+    assert demo.process.returncode == 0, said
+    check_against_sql(tmp_path / "kept", said)
+
+
+def check_against_sql(folder: Path, said: str) -> None:
+    """Every row of the kept reports, against SQL over the messages that were sent, which the seed makes once more."""
+    sent = int(re.search(r"sent ([\d,]+) events", said)[1].replace(",", ""))  # type: ignore[index]
+    facts = [(m.topic, m.value) for m in islice(LiveShop(SEED, VISITORS).messages(), sent) if m.fact]
+    assert len(facts) > 100
+    warehouse = EmbeddedWarehouse(str(folder))
     try:
-        assert (
-            int(warehouse.query("SELECT count() FROM retention_report WHERE retention = 'visitors' AND period > 0 AND users > 0")[0][0]) > 3
-        )
+        oracle = Oracle(warehouse.query, load(DEMO_FILE), facts)
+        truth = (oracle.funnels(), oracle.retentions(), oracle.kpis())
+        for kind, found, wanted in zip(("funnels", "retentions", "KPIs"), reported(warehouse), truth, strict=True):
+            same(f"{kind} (SHOPSTREAM_TEST_SEED={SEED})", found, wanted)
     finally:
         warehouse.close()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.definitions import Window
 from pipeline.sinks.sql import SINK_ERROR_KINDS
 from schemas.rejects import Reason
 
@@ -44,7 +45,7 @@ class Metric:
 STATE_PARTS = ("users", "cells", "event_ids", "strings")
 STATE_TABLES = ("funnel", "retention", "first", "kpi", "sessions", "orders")
 WAREHOUSE_TABLES = ("funnel_cells", "retention_cells", "kpi_cells", "rejects", "progress")
-KPI_WINDOWS = ("1m", "1h", "1d")
+KPI_WINDOWS: tuple[Window, ...] = ("1m", "1h", "1d")
 AGES = ("newest", "week_before")
 
 TOPIC = Label("topic", "3: the source topics")

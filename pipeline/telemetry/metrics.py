@@ -282,7 +282,7 @@ BUILD = Metric(
     (Label("version", "1 a process: the installed version"), Label("definitions", "1 a process: hash of the definitions in force")),
 )
 READY = Metric(
-    "shopstream_ready", "gauge", "boolean", "1 while /readyz says so: member of the group, everything assigned taken over and read."
+    "shopstream_ready", "gauge", "boolean", "1 while /readyz says so: warm, member of the group, everything assigned taken over and read."
 )
 PROBE_ERRORS = Metric(
     "shopstream_probe_errors_total", "counter", "errors", "Probes for the ends of the topics that failed: Kafka was away."

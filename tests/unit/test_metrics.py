@@ -45,7 +45,9 @@ def worker(records: list[Record], commit: bool = True) -> WorkerState:
         account.snapshot()
         partition.committed(flush)
         account.committed()
-    return WorkerState(owner, Watchdog(owner, 60), Watch(None, owner.definitions, owner.meter))  # type: ignore[arg-type]
+    state = WorkerState(owner, Watchdog(owner, 60), Watch(None, owner.definitions, owner.meter))  # type: ignore[arg-type]
+    state.warm.set()
+    return state
 
 
 def values(state: WorkerState) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -144,12 +146,14 @@ def test_ready_only_as_a_member_that_reads_everything_assigned() -> None:
     assert ready().good
     assert "not a member" in ready(rebalances=0).why
     assert "rebalances" in ready(held=True).why
-    assert "1 are being taken over" in ready(wanted={0, 1}).why
+    assert "restoring: partitions 1 are being taken over" in ready(wanted={0, 1}).why
     assert ready(wanted=set(), owned={}).good, "a member without partitions stands by"
     state = worker([event(0)])
     state.owner.hold()
     state.owner.held = False
     assert "not read yet" in state.readiness().why
+    state.warm.clear()
+    assert "warming up" in state.readiness().why
 
 
 def test_reference_lists_every_metric() -> None:

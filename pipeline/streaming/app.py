@@ -31,7 +31,7 @@ from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.owner import Owner, end_process
 from pipeline.streaming.readings import WorkerState
 from pipeline.streaming.tables import OwnedTables
-from pipeline.streaming.watchdog import LoopGuard, Watchdog
+from pipeline.streaming.watchdog import LoopGuard, Watchdog, probe_seconds
 from pipeline.telemetry.prometheus import CONTENT_TYPE, Exposition
 from pipeline.telemetry.server import serving
 from pipeline.topic_names import Topics
@@ -176,7 +176,7 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
     owner: Owner = app.tables.owner
     flusher, feeder = Flusher(owner, options.flush), Feeder(owner, warehouse, options.flush)
     owner.emptied = feeder.nothing_known
-    watchdog = Watchdog(owner, options.stuck_seconds)
+    watchdog = Watchdog(owner, options.stuck_seconds, probe_seconds(options.stuck_seconds))
     state = WorkerState(owner, watchdog, feeder.watch)
     metrics = Exposition(state.read)
     async with serving(options.metrics_host, options.metrics_port, metrics.text, CONTENT_TYPE, watchdog.health, state.readiness):

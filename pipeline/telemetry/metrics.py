@@ -214,7 +214,7 @@ RECOVERY_REMAINING = Metric(
     "shopstream_recovery_remaining_seconds",
     "gauge",
     "seconds",
-    "Estimate for a take-over that is going on, from its progress.",
+    "Estimate for a take-over that is going on, from its progress; absent otherwise.",
     (PARTITION,),
 )
 REBALANCES = Metric("shopstream_rebalances_total", "counter", "rebalances", "Assignments that the group has given this worker.")
@@ -247,7 +247,7 @@ KPI_VALUE = Metric(
     "shopstream_kpi",
     "gauge",
     "the KPI's own",
-    "A KPI's total over a complete window; money in the shop's currency. Absent for a ratio without denominator.",
+    "A KPI's total over a complete window; money in the shop's currency. Absent for a ratio without denominator, and for a window in which no KPI has a number.",
     (KPI, WINDOW, AGE),
 )
 FUNNEL_USERS = Metric(

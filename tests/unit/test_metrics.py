@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +115,29 @@ def test_totals_go_on_after_a_restore() -> None:
     states = Account(second, Meter()).states
     assert states["clickstream"].applied == 1
     assert states["clickstream"].reasons == {"malformed_json": 1}
+
+
+def test_remaining_time_is_told_while_a_take_over_goes_on() -> None:
+    state = worker([event(0)])
+    state.owner.wanted = {0, 1}
+    state.owner.recoveries[1] = Recovery(begin=100, end=500, position=200, started=time.monotonic() - 10)
+    found = values(state)
+    assert found[m.RECOVERY_RATIO.name, ("1",)] == 0.25
+    assert found[m.RECOVERY_REMAINING.name, ("1",)] == pytest.approx(30, abs=1)
+    assert (m.RECOVERY_REMAINING.name, ("0",)) not in found
+
+
+def test_a_partition_given_up_leaves_no_series() -> None:
+    state = worker([event(0)])
+    assert any("0" in labels for _, labels in values(state))
+    state.owner.wanted, state.owner.owned = set(), {}
+    assert not any("0" in labels for _, labels in values(state))
+
+
+def test_counters_with_known_labels_begin_at_zero() -> None:
+    found = values(worker([event(0)]))
+    assert {labels for name, labels in found if name == m.INSERTED_ROWS.name} == {(table,) for table in m.WAREHOUSE_TABLES}
+    assert found[m.SINK_ERRORS.name, ("insert", "no_answer")] == 0
 
 
 def test_latency_is_observed_when_the_warehouse_acknowledges() -> None:

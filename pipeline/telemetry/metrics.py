@@ -233,7 +233,7 @@ CHANGELOG_DELTAS = Metric("shopstream_changelog_deltas_bytes", "gauge", "bytes",
 STATE_ROWS = Metric("shopstream_state_rows", "gauge", "rows", "Entries of the state in memory.", (PARTITION, PART))
 STATE_BYTES = Metric("shopstream_state_bytes", "gauge", "bytes", "Memory reserved for the state.", (PARTITION, STATE_TABLE))
 
-# --- the warehouse, asked every ten seconds: each worker exposes the same, take max() -----------------------------------
+# --- the warehouse, asked every ten seconds and when the inserts pause: each worker exposes the same, take max() -----------------------------------
 
 WAREHOUSE_ROWS = Metric(
     "shopstream_warehouse_rows",

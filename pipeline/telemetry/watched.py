@@ -35,6 +35,7 @@ from pipeline.windows import EARLIEST_MS, window_indices, window_starts
 log = logging.getLogger("shopstream.watch")
 
 READ_SECONDS = 10.0
+SETTLED_SECONDS = 1.0  # so long without an insert, two flushes, and all rows are in: the question is asked at once
 READS_SHARE = 20  # a read that takes a second is made again after 20 s: the thread belongs to the inserts
 FORGOTTEN_SECONDS = 60.0  # older values are left out: a gauge that stands still lies
 WEEK: dict[Window, int] = {"1m": 7 * 1440, "1h": 7 * 24, "1d": 7, "1w": 1}
@@ -46,20 +47,27 @@ InThread = Callable[..., Awaitable[Any]]
 class Watch:
     """The newest answers."""
 
-    def __init__(self, warehouse: Warehouse, definitions: Definitions, meter: Meter) -> None:
+    def __init__(self, warehouse: Warehouse, definitions: Definitions, meter: Meter, clock: Callable[[], float] = time.monotonic) -> None:
         self._warehouse = warehouse
         self._definitions = definitions
         self._meter = meter
         self._readings: tuple[Reading, ...] = ()
         self._read_at = 0.0
-        self._due = self._took = 0.0
+        self._clock = clock
+        self._looked: float | None = None
+        self._took = 0.0
+        self._changed = False
         self._told = ""
 
-    async def look(self, in_thread: InThread) -> None:
-        """Ask again when it is time, in the thread where the warehouse is spoken to."""
-        if time.monotonic() < self._due:
+    async def look(self, in_thread: InThread, inserted: bool = False) -> None:
+        """Ask again when it is time, in the thread where the warehouse is spoken to. `inserted`: rows have gone in since the last call."""
+        began = self._clock()
+        if inserted:
+            self._inserted, self._changed = began, True
+        settled = self._changed and began - self._inserted >= SETTLED_SECONDS
+        if self._looked is not None and began - self._looked < max(0.0 if settled else READ_SECONDS, READS_SHARE * self._took):
             return
-        began = time.monotonic()
+        self._changed = False
         try:
             self._readings = tuple(await in_thread(questions, self._warehouse, self._definitions))
             self._read_at = time.time()
@@ -68,9 +76,8 @@ class Watch:
             if self._told != str(error):
                 self._told = str(error)
                 log.warning("the metrics of KPIs are not up to date: %s", error)
-        took = time.monotonic() - began
-        self._due = time.monotonic() + max(READ_SECONDS, READS_SHARE * took)
-        self._took = took
+        self._looked = self._clock()
+        self._took = self._looked - began
 
     def readings(self) -> Iterator[Reading]:
         """What was read, unless it is too old."""

@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.definitions_file import load
@@ -178,6 +179,37 @@ def test_ready_only_as_a_member_that_reads_everything_assigned() -> None:
     assert "not read yet" in state.readiness().why
     state.warm.clear()
     assert "warming up" in state.readiness().why
+
+
+async def test_the_warehouse_is_asked_every_ten_seconds_and_once_rows_are_in() -> None:
+    now, asked = [100.0], []
+
+    async def in_thread(*_: Any) -> list[Reading]:
+        asked.append(now[0])
+        now[0] += 0.01
+        return []
+
+    watch = Watch(None, load(None), Meter(), clock=lambda: now[0])  # type: ignore[arg-type]
+    inserts = (111.0, 111.5, 112.0, *np.arange(120, 126, 0.5))
+    for at in np.arange(100, 136, 0.25):
+        now[0] = max(at, now[0])
+        await watch.look(in_thread, at in inserts)
+    assert asked == [100, 110.25, 113, 123.25, 126.5], "at the start, after ten seconds, and 1 s after the last insert"
+
+
+async def test_a_slow_warehouse_is_asked_seldom() -> None:
+    now, asked = [100.0], []
+
+    async def in_thread(*_: Any) -> list[Reading]:
+        asked.append(now[0])
+        now[0] += 2
+        return []
+
+    watch = Watch(None, load(None), Meter(), clock=lambda: now[0])  # type: ignore[arg-type]
+    for at in (100, 103, 130, 141, 143):
+        now[0] = at
+        await watch.look(in_thread, at == 103)
+    assert asked == [100, 143], "a read of 2 s is a twentieth of 40"
 
 
 def test_reference_lists_every_metric() -> None:

@@ -41,6 +41,11 @@ class Endpoint:
     timeout: float = 60.0
 
 
+QUERY_SETTINGS = {"enable_optimize_predicate_expression": 1}
+"""A filter on a report goes down into its view, as it does by default from 19.1 on. Without it 18.16 aggregates every cell there is for each
+question: of 3.3 million KPI cells, 14 s until its memory of 2 GB is full, instead of 0.1 s."""
+
+
 class ServerWarehouse:
     """A Warehouse on a ClickHouse server: one connection, one statement at a time, opened by the first call and again after any error."""
 
@@ -69,7 +74,7 @@ class ServerWarehouse:
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """DateTime('UTC') as aware datetime; String as str, or as bytes where it is not UTF-8."""
         statement = bind(sql, parameters)
-        result = self._call(lambda client: client.execute(statement))
+        result = self._call(lambda client: client.execute(statement, settings=QUERY_SETTINGS))
         return result if isinstance(result, list) else []
 
     def close(self) -> None:

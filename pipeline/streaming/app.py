@@ -13,6 +13,7 @@ import os
 import signal
 import ssl
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.owner import Owner, end_process
 from pipeline.streaming.readings import WorkerState
 from pipeline.streaming.tables import OwnedTables
-from pipeline.streaming.watchdog import LoopGuard, Watchdog
+from pipeline.streaming.watchdog import LoopGuard, Watchdog, probe_seconds
 from pipeline.telemetry.prometheus import CONTENT_TYPE, Exposition
 from pipeline.telemetry.server import serving
 from pipeline.topic_names import Topics
@@ -126,9 +127,6 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
 
 def run_worker(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
     """Run until SIGTERM or SIGINT; 0 after an orderly end. Ends the process with 1 on anything unexpected."""
-    warm_up(definitions)
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
     return asyncio.run(_run(options, definitions, warehouse))
 
 
@@ -178,10 +176,12 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
     owner: Owner = app.tables.owner
     flusher, feeder = Flusher(owner, options.flush), Feeder(owner, warehouse, options.flush)
     owner.emptied = feeder.nothing_known
-    watchdog = Watchdog(owner, options.stuck_seconds)
+    watchdog = Watchdog(owner, options.stuck_seconds, probe_seconds(options.stuck_seconds))
     state = WorkerState(owner, watchdog, feeder.watch)
     metrics = Exposition(state.read)
     async with serving(options.metrics_host, options.metrics_port, metrics.text, CONTENT_TYPE, watchdog.health, state.readiness):
+        await _warmed_up(definitions)
+        state.warm.set()
         await _meet_kafka(options)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -189,6 +189,35 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
         code = await _work(app, options, flusher, feeder, watchdog, stop)
     folder.cleanup()
     return code
+
+
+async def _warmed_up(definitions: Definitions) -> None:
+    """`warm_up` in a thread of its own, which an end does not wait for: compiling takes up to a minute, and the port answers meanwhile."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        failed: BaseException | None = None
+        try:
+            warm_up(definitions)
+        except BaseException as error:  # it is raised where it is waited for
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(finish, failed)
+
+    log.info("warming up: kernels are compiled, or loaded from the cache")
+    threading.Thread(target=work, name="warm-up", daemon=True).start()
+    await done
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder: Feeder, watchdog: Watchdog, stop: asyncio.Event) -> int:

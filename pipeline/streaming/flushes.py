@@ -143,14 +143,14 @@ class Feeder:
         """For ever."""
         while True:
             await asyncio.sleep(self.options.interval_seconds / 2)
-            await self.feed()
-            await self.watch.look(self._in_thread)
+            inserted = await self.feed()
+            await self.watch.look(self._in_thread, inserted)
 
-    async def feed(self) -> None:
-        """One insert a table for all partitions that have something new."""
+    async def feed(self) -> bool:
+        """One insert a table for all partitions that have something new; whether there was something."""
         waiting = [(owned, *rows) for owned in self.owner.owned.values() if (rows := owned.partition.sink_rows())]
         if not waiting:
-            return
+            return False
         together = merged([one for _, _, one in waiting])
         started = time.monotonic()
         reach("before_insert")
@@ -162,6 +162,7 @@ class Feeder:
         for owned, n, _ in waiting:
             owned.partition.sunk(n)
             owned.account.sunk(n)
+        return True
 
     async def _insert(self, rows: Rows) -> None:
         began = time.monotonic()

@@ -5,9 +5,10 @@ In: the owner of the partitions, the watchdog, the newest answers of the warehou
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -43,11 +44,12 @@ FAMILIES: dict[type[Any], str] = {
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """Reads everything there is to know of a running worker; changes nothing."""
+    """Reads everything there is to know of a running worker; changes nothing. `warm` is set once the kernels are compiled."""
 
     owner: Owner
     watchdog: Watchdog
     watch: Watch
+    warm: asyncio.Event = field(default_factory=asyncio.Event)
 
     def read(self) -> tuple[Iterable[Reading], Iterable[Histogram]]:
         """For one scrape."""
@@ -89,13 +91,15 @@ class WorkerState:
     def readiness(self) -> State:
         """Good while the worker is a member of the group and reads everything it was assigned; a member without partitions stands by and is ready."""
         owner = self.owner
+        if not self.warm.is_set():
+            return State(False, "warming up: kernels are compiled, up to a minute the first time")
         if owner.consumer is None or not owner.rebalances:
             return State(False, "not a member of the consumer group yet")
         if owner.held:
             return State(False, "the group rebalances")
         if taking := sorted(owner.taking):
             ratios = {str(n): round(owner.recoveries[n].ratio, 3) if n in owner.recoveries else 0.0 for n in taking}
-            return State(False, f"partitions {', '.join(map(str, taking))} are being taken over", {"recovery": ratios})
+            return State(False, f"restoring: partitions {', '.join(map(str, taking))} are being taken over", {"recovery": ratios})
         if waiting := sorted(number for number, owned in owner.owned.items() if not owned.joined):
             return State(False, f"partitions {', '.join(map(str, waiting))} are not read yet")
         return State(True, f"owns {len(owner.owned)} partitions", {"partitions": sorted(owner.owned)})

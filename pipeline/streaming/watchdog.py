@@ -61,6 +61,11 @@ def stalls_after(before: Mapping[TopicPartition, Stall], seen: Mapping[TopicPart
     return after
 
 
+def probe_seconds(stuck_seconds: float) -> float:
+    """How often to look so that being stuck for `stuck_seconds` (0: never) is seen soon after."""
+    return min(PROBE_SECONDS, stuck_seconds / 4) if stuck_seconds else PROBE_SECONDS
+
+
 def stuck(stalls: Mapping[TopicPartition, Stall], now: float, seconds: float) -> list[TopicPartition]:
     """Those that have stood still for `seconds` or longer."""
     return sorted(tp for tp, stall in stalls.items() if now - stall.since >= seconds)

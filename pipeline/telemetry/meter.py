@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 from pipeline.telemetry.metrics import METRICS, REBALANCES, Metric
@@ -39,8 +40,10 @@ class Meter:
 
     def __init__(self) -> None:
         self.histograms = {m.name: Histogram(m, [0] * (len(m.buckets) + 1)) for m in METRICS if m.kind == "histogram"}
-        plain = (m for m in METRICS if m.kind == "counter" and not m.labels and m is not REBALANCES)
-        self._counts: dict[tuple[Metric, tuple[str, ...]], float] = {(m, ()): 0 for m in plain}
+        counted = (m for m in METRICS if m.kind == "counter" and not m.durable and m is not REBALANCES)
+        self._counts: dict[tuple[Metric, tuple[str, ...]], float] = {
+            (m, labels): 0 for m in counted for labels in product(*(label.values for label in m.labels))
+        }
 
     def observe(self, metric: Metric, value: float) -> None:
         self.histograms[metric.name].observe(value)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.definitions import Window
 from pipeline.sinks.sql import SINK_ERROR_KINDS
 from schemas.rejects import Reason
 
@@ -44,7 +45,7 @@ class Metric:
 STATE_PARTS = ("users", "cells", "event_ids", "strings")
 STATE_TABLES = ("funnel", "retention", "first", "kpi", "sessions", "orders")
 WAREHOUSE_TABLES = ("funnel_cells", "retention_cells", "kpi_cells", "rejects", "progress")
-KPI_WINDOWS = ("1m", "1h", "1d")
+KPI_WINDOWS: tuple[Window, ...] = ("1m", "1h", "1d")
 AGES = ("newest", "week_before")
 
 TOPIC = Label("topic", "3: the source topics")
@@ -213,7 +214,7 @@ RECOVERY_REMAINING = Metric(
     "shopstream_recovery_remaining_seconds",
     "gauge",
     "seconds",
-    "Estimate for a take-over that is going on, from its progress.",
+    "Estimate for a take-over that is going on, from its progress; absent otherwise.",
     (PARTITION,),
 )
 REBALANCES = Metric("shopstream_rebalances_total", "counter", "rebalances", "Assignments that the group has given this worker.")
@@ -232,7 +233,7 @@ CHANGELOG_DELTAS = Metric("shopstream_changelog_deltas_bytes", "gauge", "bytes",
 STATE_ROWS = Metric("shopstream_state_rows", "gauge", "rows", "Entries of the state in memory.", (PARTITION, PART))
 STATE_BYTES = Metric("shopstream_state_bytes", "gauge", "bytes", "Memory reserved for the state.", (PARTITION, STATE_TABLE))
 
-# --- the warehouse, asked every ten seconds: each worker exposes the same, take max() -----------------------------------
+# --- the warehouse, asked every ten seconds and when the inserts pause: each worker exposes the same, take max() -----------------------------------
 
 WAREHOUSE_ROWS = Metric(
     "shopstream_warehouse_rows",
@@ -246,7 +247,7 @@ KPI_VALUE = Metric(
     "shopstream_kpi",
     "gauge",
     "the KPI's own",
-    "A KPI's total over a complete window; money in the shop's currency. Absent for a ratio without denominator.",
+    "A KPI's total over a complete window; money in the shop's currency. Absent for a ratio without denominator, and for a window in which no KPI has a number.",
     (KPI, WINDOW, AGE),
 )
 FUNNEL_USERS = Metric(
@@ -281,7 +282,7 @@ BUILD = Metric(
     (Label("version", "1 a process: the installed version"), Label("definitions", "1 a process: hash of the definitions in force")),
 )
 READY = Metric(
-    "shopstream_ready", "gauge", "boolean", "1 while /readyz says so: member of the group, everything assigned taken over and read."
+    "shopstream_ready", "gauge", "boolean", "1 while /readyz says so: warm, member of the group, everything assigned taken over and read."
 )
 PROBE_ERRORS = Metric(
     "shopstream_probe_errors_total", "counter", "errors", "Probes for the ends of the topics that failed: Kafka was away."

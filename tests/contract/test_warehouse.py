@@ -546,6 +546,64 @@ def test_every_column_of_a_report_can_be_asked_for_alone(warehouse: Warehouse) -
             assert warehouse.query(f"SELECT count() FROM {report} WHERE final = 0 AND toString({name}) != '~'") == [(len(all_rows),)]
 
 
+def shop_of_cells(rng: random.Random) -> Rows:
+    """Two definitions' cells of every family, in some windows, segments, currencies and partitions, each in two versions."""
+    keys = [
+        {
+            "window_start": T0 + rng.randrange(5) * DAY,
+            "partition": rng.randrange(3),
+            "version": version,
+            "definition": rng.choice(("v0", "v1")),
+        }
+        for _ in range(60)
+        for version in (1, 2)
+    ]
+    funnel = [funnel_cell(rng.randint(1, 3), rng.randrange(4), segment=rng.choice("ab"), bucket=rng.randint(-1, 90), **key) for key in keys]
+    kpi = [
+        kpi_cell(
+            rng.choice(("gmv", "refunds", "buyers", "created", "paid", "dwell_p90")), rng.randrange(4), currency=rng.choice(("", "EUR", "CHF")),
+            bucket=rng.randint(-1, 90), window=rng.choice(("1h", "1d")), dimension=rng.choice(("", "channel")), dimension_value=rng.choice("ab"), **key,
+        )
+        for key in keys
+    ]  # fmt: skip
+    retention = [
+        retention_cell(
+            rng.randrange(4), rng.choice(("users", "last", "value")), rng.randrange(4), segment=rng.choice("ab"), partition=key["partition"],
+            version=key["version"], definition=key["definition"], cohort_start=key["window_start"],
+        )
+        for key in keys
+    ]  # fmt: skip
+    return {
+        **columns("funnel_cells", funnel), **columns("kpi_cells", kpi), **columns("retention_cells", retention),
+        **columns("progress", [progress(0, T0 + 4 * DAY)]),
+    }  # fmt: skip
+
+
+def test_a_filter_of_a_report_leaves_the_rows_that_filtering_all_of_it_leaves(warehouse: Warehouse) -> None:
+    """Servers move filters into the views, through joins and groups: that may make them quick, never other."""
+    install(warehouse, Definitions(funnels=(CHECKOUT,), retentions=(WEEKLY,), kpis=BOARD), 1)
+    warehouse.insert(shop_of_cells(random.Random(3)))
+    for report in REPORTS:
+        names = [
+            name
+            for (name,) in warehouse.query(
+                "SELECT name FROM system.columns WHERE table = %(t)s AND database = currentDatabase()", {"t": report}
+            )
+        ]
+        rows = warehouse.query(f"SELECT {', '.join(names)} FROM {report}")
+        assert len(rows) > 20
+        for i, name in enumerate(names):
+            for value in sorted({row[i] for row in rows}, key=str)[:3]:
+                found = warehouse.query(f"SELECT {', '.join(names)} FROM {report} WHERE {name} = %(value)s", {"value": value})
+                assert sorted(map(str, found)) == sorted(str(row) for row in rows if row[i] == value), (report, name, value)
+        both = f"({names[0]} = %(a)s AND {names[1]} = %(b)s OR {names[0]} = %(c)s AND {names[1]} = %(d)s)"
+        one, two = rows[0], rows[-1]
+        found = warehouse.query(
+            f"SELECT {', '.join(names)} FROM {report} WHERE {both}", {"a": one[0], "b": one[1], "c": two[0], "d": two[1]}
+        )
+        assert sorted(map(str, found)) == sorted(str(row) for row in rows if row[:2] in (one[:2], two[:2]))
+
+
 # --- catalog ------------------------------------------------------------------------------------------------------------------
 
 

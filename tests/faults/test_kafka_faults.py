@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from embedded.kafka import EmbeddedKafka
 from pipeline.topics import ensure_topics
+from tests.clickhouse_server import free_port
 from tests.faults.conftest import Build
 from tests.faults.rig import PARTITIONS, Rig
 
@@ -50,11 +52,14 @@ def half_way_and_stopped(rig: Rig) -> None:
 @pytest.mark.parametrize("seconds", [2, 20])
 def test_broker_killed_and_started_again(build: Build, fragile: EmbeddedKafka, seconds: int) -> None:
     rig = build(bootstrap=fragile.bootstrap)
-    workers = [rig.start(), rig.start()]
+    port = free_port()
+    workers = [rig.start(SHOPSTREAM_METRICS_PORT=str(port), SHOPSTREAM_STUCK_SECONDS="8"), rig.start()]
     rig.produce(0.6)
     rig.while_applying()
     fragile.kill()
     time.sleep(seconds)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+        assert answer.status == 200, "an outage is not being stuck"
     bring_back(rig, fragile)
     rig.produce_aside(1)
     rig.settle()

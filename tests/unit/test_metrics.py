@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.definitions_file import load
@@ -45,7 +47,9 @@ def worker(records: list[Record], commit: bool = True) -> WorkerState:
         account.snapshot()
         partition.committed(flush)
         account.committed()
-    return WorkerState(owner, Watchdog(owner, 60), Watch(None, owner.definitions, owner.meter))  # type: ignore[arg-type]
+    state = WorkerState(owner, Watchdog(owner, 60), Watch(None, owner.definitions, owner.meter))  # type: ignore[arg-type]
+    state.warm.set()
+    return state
 
 
 def values(state: WorkerState) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -114,6 +118,29 @@ def test_totals_go_on_after_a_restore() -> None:
     assert states["clickstream"].reasons == {"malformed_json": 1}
 
 
+def test_remaining_time_is_told_while_a_take_over_goes_on() -> None:
+    state = worker([event(0)])
+    state.owner.wanted = {0, 1}
+    state.owner.recoveries[1] = Recovery(begin=100, end=500, position=200, started=time.monotonic() - 10)
+    found = values(state)
+    assert found[m.RECOVERY_RATIO.name, ("1",)] == 0.25
+    assert found[m.RECOVERY_REMAINING.name, ("1",)] == pytest.approx(30, abs=1)
+    assert (m.RECOVERY_REMAINING.name, ("0",)) not in found
+
+
+def test_a_partition_given_up_leaves_no_series() -> None:
+    state = worker([event(0)])
+    assert any("0" in labels for _, labels in values(state))
+    state.owner.wanted, state.owner.owned = set(), {}
+    assert not any("0" in labels for _, labels in values(state))
+
+
+def test_counters_with_known_labels_begin_at_zero() -> None:
+    found = values(worker([event(0)]))
+    assert {labels for name, labels in found if name == m.INSERTED_ROWS.name} == {(table,) for table in m.WAREHOUSE_TABLES}
+    assert found[m.SINK_ERRORS.name, ("insert", "no_answer")] == 0
+
+
 def test_latency_is_observed_when_the_warehouse_acknowledges() -> None:
     state = worker([event(0)])
     account = state.owner.owned[0].account
@@ -144,12 +171,45 @@ def test_ready_only_as_a_member_that_reads_everything_assigned() -> None:
     assert ready().good
     assert "not a member" in ready(rebalances=0).why
     assert "rebalances" in ready(held=True).why
-    assert "1 are being taken over" in ready(wanted={0, 1}).why
+    assert "restoring: partitions 1 are being taken over" in ready(wanted={0, 1}).why
     assert ready(wanted=set(), owned={}).good, "a member without partitions stands by"
     state = worker([event(0)])
     state.owner.hold()
     state.owner.held = False
     assert "not read yet" in state.readiness().why
+    state.warm.clear()
+    assert "warming up" in state.readiness().why
+
+
+async def test_the_warehouse_is_asked_every_ten_seconds_and_once_rows_are_in() -> None:
+    now, asked = [100.0], []
+
+    async def in_thread(*_: Any) -> list[Reading]:
+        asked.append(now[0])
+        now[0] += 0.01
+        return []
+
+    watch = Watch(None, load(None), Meter(), clock=lambda: now[0])  # type: ignore[arg-type]
+    inserts = (111.0, 111.5, 112.0, *np.arange(120, 126, 0.5))
+    for at in np.arange(100, 136, 0.25):
+        now[0] = max(at, now[0])
+        await watch.look(in_thread, at in inserts)
+    assert asked == [100, 110.25, 113, 123.25, 126.5], "at the start, after ten seconds, and 1 s after the last insert"
+
+
+async def test_a_slow_warehouse_is_asked_seldom() -> None:
+    now, asked = [100.0], []
+
+    async def in_thread(*_: Any) -> list[Reading]:
+        asked.append(now[0])
+        now[0] += 2
+        return []
+
+    watch = Watch(None, load(None), Meter(), clock=lambda: now[0])  # type: ignore[arg-type]
+    for at in (100, 103, 130, 141, 143):
+        now[0] = at
+        await watch.look(in_thread, at == 103)
+    assert asked == [100, 143], "a read of 2 s is a twentieth of 40"
 
 
 def test_reference_lists_every_metric() -> None:

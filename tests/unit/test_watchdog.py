@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.structs import TopicPartition
 
-from pipeline.streaming.watchdog import LoopGuard, Seen, Stalls, Watchdog, stalls_after, stuck
+from pipeline.streaming.watchdog import LoopGuard, Seen, Stalls, Watchdog, probe_seconds, stalls_after, stuck
 from tests.unit.test_metrics import event, worker
 
 TP = TopicPartition("clickstream", 0)
@@ -36,6 +36,10 @@ def test_behind_without_movement_is_stuck_after_the_time() -> None:
 )
 def test_one_good_probe_begins_anew(between: Seen | None) -> None:
     assert not stuck(after((0, Seen(10, 5)), (60, between), (75, Seen(10, 5)), (130, Seen(10, 5))), 130, 120)
+
+
+def test_a_shorter_time_is_looked_at_more_often() -> None:
+    assert [probe_seconds(seconds) for seconds in (120, 60, 8, 0)] == [15, 15, 2, 15]
 
 
 class Clock:

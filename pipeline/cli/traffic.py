@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -45,6 +46,8 @@ def traffic(
     """
     if alive is not None and not alive.absolute().parent.is_dir():
         raise Wrong(f"--alive {alive}: there is no folder {alive.absolute().parent}")
+    if alive is not None:
+        alive.touch()
     for noisy in ("aiokafka", "asyncio"):  # what they complain of is raised, too, and told in a sentence
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     asyncio.run(_send(target_of(load_settings(broker=broker)), visitors, history, seed, alive))
@@ -61,11 +64,12 @@ async def _send(target: Any, visitors: int, history: int, seed: int, alive: Path
     came = stop_on_signals(sending.stop)
     try:
         position = await sending.begin()
-        if position.moved_ms is None:
-            position = msgspec.structs.replace(position, moved_ms=_moved_ms(START_MS, history, int(time.time() * 1000)))
+        moved_ms = position.moved_ms
+        if moved_ms is None:
+            moved_ms = _moved_ms(START_MS, history, int(time.time() * 1000))
+            position = msgspec.structs.replace(position, moved_ms=moved_ms)
         else:
             console.print(f"going on after {position.sent:,} events", highlight=False)
-        moved_ms: int = position.moved_ms
         messages = LiveShop(seed, visitors).messages()
         for _ in range(position.sent):
             next(messages)
@@ -92,7 +96,7 @@ async def _due(messages: Iterator[Any], moved_ms: int, stop: asyncio.Event, aliv
     ahead = next(messages)
     while not stop.is_set():
         now_ms = int(time.time() * 1000) - moved_ms
-        due = []
+        due: list[Keyed] = []
         while ahead.arrival_ms <= now_ms and len(due) < MOST:
             due.append(Keyed(ahead.topic, ahead.key, ahead.value))
             ahead = next(messages)
@@ -100,6 +104,6 @@ async def _due(messages: Iterator[Any], moved_ms: int, stop: asyncio.Event, aliv
             yield due
         if len(due) < MOST:
             if alive is not None:
-                alive.touch()
+                os.utime(alive)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK_SECONDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,16 +25,20 @@ from typing import Any
 
 import pytest
 import yaml
+from kafka import KafkaConsumer
 
 from embedded.kafka import EmbeddedKafka
 from embedded.watchdog import die_with_parent
 from pipeline.settings import PREFIX
+from pipeline.topic_names import Topics
 from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer, free_port
 from tests.command_line import shopstream
 from tests.compose_file import ROOT, SERVICES, checked_address, commands_of, settings_of
 
 PASSWORD = "of the worker"
+SMALLER = {"2000": "200"}
+"""Visitors a day."""
 
 
 class ComposeKafka(EmbeddedKafka):
@@ -58,7 +64,7 @@ class ComposeKafka(EmbeddedKafka):
 
 class Stack:
     def __init__(self, folder: Path, kafka: EmbeddedKafka, server: ClickHouseServer) -> None:
-        self.folder, self.server = folder, server
+        self.folder, self.server, self.broker = folder, server, kafka.bootstrap
         (folder / "password").write_text(PASSWORD + "\n")
         self.ports = {name: free_port() for name in ("worker-1", "worker-2", "prometheus")}
         self._here = {"kafka:9092": kafka.bootstrap, "clickhouse:9000": f"127.0.0.1:{server.port}"}
@@ -80,6 +86,7 @@ class Stack:
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
         (words,) = commands_of(SERVICES[service])
+        words = [SMALLER.get(word, word) for word in words]
         with (self.folder / f"{service}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "pipeline.cli.main", *map(self.place, words)],
@@ -149,11 +156,12 @@ def test_the_services_of_the_compose_file_work_together(stack: Stack) -> None:
         alive = stack.folder / "alive"
         until(lambda: alive.exists() and time.time() - alive.stat().st_mtime < 5 and seen() == 2 * 4, 90, stack.logs)
         environment = stack.environment("worker-1")
-        found = shopstream("report", "kpi", "--window", "1d", "--json", **environment)
+        found = shopstream("report", "kpi", "--name", "paid_orders", "--window", "1d", "--json", **environment)
         assert found.code == 0, found.all
-        orders = [row for row in json.loads(found.out)["kpi"] if row["kpi"] == "orders"]
-        assert len(orders) >= 14, found.out[:500]
-        assert sum(row["value"] for row in orders) > 100
+        (report,) = json.loads(found.out)["kpis"]
+        days = [float(point["value"] or 0) for series in report["series"] for point in series["points"]]
+        assert len(days) >= 14, found.out[:500]
+        assert sum(days) > 100
         doctor = shopstream("doctor", "--json", **environment)
         states = {finding["check"]: finding for finding in json.loads(doctor.out)["findings"] if finding["state"] == "fail"}
         assert doctor.code == 0, states
@@ -163,6 +171,25 @@ def test_the_services_of_the_compose_file_work_together(stack: Stack) -> None:
             process.send_signal(signal.SIGTERM)
         codes = {name: process.wait(60) for name, process in running.items()}
     assert codes == {"worker-1": 0, "worker-2": 0, "traffic": 128 + signal.SIGTERM, "prometheus": 0}, stack.logs()
+    _traffic_goes_on_without_doubling(stack)
+
+
+def _traffic_goes_on_without_doubling(stack: Stack) -> None:
+    log = stack.folder / "traffic.log"
+    before = int(re.findall(r"stopped: ([\d,]+) events", log.read_text())[-1].replace(",", ""))
+    again = stack.start("traffic")
+    until(lambda: f"going on after {before:,} events" in log.read_text(), 30, stack.logs)
+    until(lambda: time.time() - (stack.folder / "alive").stat().st_mtime < 0.5, 30, stack.logs)
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(30) == 128 + signal.SIGTERM, stack.logs()
+    after = int(re.findall(r"stopped: ([\d,]+) events", log.read_text())[-1].replace(",", ""))
+    consumer = KafkaConsumer(
+        *Topics().sources, bootstrap_servers=[stack.broker], isolation_level="read_committed",
+        auto_offset_reset="earliest", group_id=None, consumer_timeout_ms=3_000,
+    )  # fmt: skip
+    kinds = Counter(message.topic for message in consumer)
+    consumer.close()
+    assert kinds[Topics().clickstream] + kinds[Topics().orders] == after >= before > 10_000
 
 
 def _prometheus(stack: Stack) -> subprocess.Popen[bytes]:

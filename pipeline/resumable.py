@@ -1,7 +1,7 @@
 """A file to Kafka exactly once, whatever interrupts it: each chunk of records goes out in one Kafka transaction together with how far the file has got.
 
 In: what `pipeline.files` reads. Out: records on the source topics, and a position a file on the compacted topic `<app id>.replay`. Called by
-`shopstream replay`.
+`shopstream replay`, and by `shopstream traffic` for records that are the same at each start without being in a file.
 
 The producer's transactional id is the file's own. Starting it ends a former replay of the same file that may still run, and settles the transaction it left
 open; only then is the position read, with `read_committed`. So a record is visible with its position or not at all, and the next start skips what is sent.
@@ -86,8 +86,12 @@ class Replay:
         """Send what comes after `position`; where it stands at the end, or when `stop` is set. Raises ReplayError."""
         for _ in islice(records, position.sent):
             pass
+        return await self.send_chunks(_paced(records, self.speed, self.stop), position)
+
+    async def send_chunks(self, chunks: AsyncIterator[list[Keyed]], position: Position) -> Position:
+        """The same for chunks that begin at `position` and come when their time has come, each a transaction. Raises ReplayError."""
         try:
-            async for chunk in _paced(records, self.speed, self.stop):
+            async for chunk in chunks:
                 if position.moved_ms is not None:
                     chunk = [record._replace(value=moved(record.value, position.moved_ms)) for record in chunk]
                 position = msgspec.structs.replace(position, sent=position.sent + len(chunk))

@@ -17,6 +17,7 @@ from pipeline.cli import config, doctor, rejects, report
 from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
 from pipeline.cli.demo import demo
 from pipeline.cli.replay import replay
+from pipeline.cli.traffic import traffic
 from pipeline.definitions import Definitions
 from pipeline.reports.text import safe_lines
 from pipeline.settings import SettingsError, load_settings
@@ -154,6 +155,7 @@ def migrate(warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; S
 
 app.command()(demo)
 app.command()(replay)
+app.command()(traffic)
 
 
 @app.command()

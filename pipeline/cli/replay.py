@@ -112,12 +112,12 @@ async def _replay(source: _Source, settings: Settings, speed: float, shift: bool
     from pipeline.files import Reading
     from pipeline.resumable import Position, Replay, ReplayError, identity_of
 
-    target = _target(settings)
+    target = target_of(settings)
     reading = Reading()
     with _bar() as bar:
         report = Report(lambda: reading.share, bar if console.is_terminal else None)
         going = Replay(target, identity_of(source.file, source.map_file, source.topic, target), source.file.name, speed, report.add)
-        signals = _stop_on_signals(going.stop)
+        signals = stop_on_signals(going.stop)
         try:
             position = await going.begin()
             if again:
@@ -142,7 +142,7 @@ async def _replay(source: _Source, settings: Settings, speed: float, shift: bool
         raise typer.Exit(128 + signals[0])
 
 
-def _target(settings: Settings) -> Any:
+def target_of(settings: Settings) -> Any:
     """The topics as they are on the broker; makes the one of positions. Raises Wrong when there are none to send to."""
     from pipeline.resumable import Target
     from pipeline.topics import describe, ensure_compacted
@@ -181,7 +181,7 @@ def _from_there(source: _Source, position: Any, speed: float, shift: bool) -> An
     return position
 
 
-def _stop_on_signals(stop: asyncio.Event) -> list[int]:
+def stop_on_signals(stop: asyncio.Event) -> list[int]:
     """The first SIGINT or SIGTERM ends the replay after its transaction; which one came."""
     came: list[int] = []
 

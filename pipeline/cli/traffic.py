@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -44,10 +43,7 @@ def traffic(
 
     Example: shopstream traffic --visitors 2000 --broker kafka:9092
     """
-    if alive is not None and not alive.absolute().parent.is_dir():
-        raise Wrong(f"--alive {alive}: there is no folder {alive.absolute().parent}")
-    if alive is not None:
-        alive.touch()
+    _touch(alive)
     for noisy in ("aiokafka", "asyncio"):  # what they complain of is raised, too, and told in a sentence
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     asyncio.run(_send(target_of(load_settings(broker=broker)), visitors, history, seed, alive))
@@ -103,7 +99,14 @@ async def _due(messages: Iterator[Any], moved_ms: int, stop: asyncio.Event, aliv
         if due:
             yield due
         if len(due) < MOST:
-            if alive is not None:
-                os.utime(alive)
+            _touch(alive)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK_SECONDS)
+
+
+def _touch(alive: Path | None) -> None:
+    try:
+        if alive is not None:
+            alive.touch()
+    except OSError as error:
+        raise Wrong(f"--alive {alive} can't be written: {error.strerror}") from error

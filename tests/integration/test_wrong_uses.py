@@ -84,6 +84,10 @@ USES = [
     Use("worker", 2, "SHOPSTREAM_SURPRISE: is no setting", {"SHOPSTREAM_SETTINGS": "{surprise}"}),
     Use("worker", 2, "can't be read", {"SHOPSTREAM_SASL_PASSWORD_FILE": "{none}"}),
     Use("worker", 2, "text.txt", {"SHOPSTREAM_SETTINGS": "{text}"}),
+    # traffic
+    Use("traffic --visitors 1", 2, f"--visitors.*{LEAST} 10"),
+    Use("traffic --alive {none}/alive", 2, "--alive.*can't be written"),
+    Use("traffic --broker 127.0.0.1:1", 1, "no Kafka answers at 127.0.0.1:1"),
     # topics, migrate
     Use("topics --partitions 0", 2, f"--partitions.*{LEAST} 1"),
     Use("topics --broker 127.0.0.1:1", 1, "no Kafka answers at 127.0.0.1:1.*SHOPSTREAM_BROKER"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import yaml
 from embedded.jars import kafka_jars
 from pipeline.cli.main import app
 from pipeline.settings import PREFIX, Settings, load_settings
+from pipeline.sinks.embedded import EmbeddedWarehouse
 from pipeline.sinks.open import open_warehouse
 from tests.compose_file import COMPOSE, OURS, ROOT, SERVICES, checked_address, commands_of, mounts, settings_of
 
@@ -172,3 +174,27 @@ def test_grafana_finds_its_data_sources() -> None:
     secret = re.fullmatch(r"\$__file\{/run/secrets/(\w+)\}", clickhouse["secureJsonData"]["password"])
     assert secret is not None
     assert secret[1] in SERVICES["grafana"]["secrets"]
+
+
+def test_the_script_that_makes_users_gives_each_the_hash_of_its_password_file(tmp_path: Path) -> None:
+    """The client only writes down what it is told; ClickHouse itself says whether it would understand."""
+    client = tmp_path / "clickhouse-client"
+    client.write_text(f'#!/bin/sh\ncat >> "{tmp_path}/told.sql"\n')
+    client.chmod(0o755)
+    subprocess.run([ROOT / "deploy" / "compose" / "make-secrets.sh", tmp_path], check=True)
+    script = (ROOT / "deploy" / "compose" / "clickhouse-users.sh").read_text()
+    script = script.replace("/run/secrets", str(tmp_path)).replace("/opt/shopstream/grants.sql", str(GRANTS))
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], env=environment, check=True)
+    told = (tmp_path / "told.sql").read_text()
+    assert told.startswith(GRANTS.read_text())
+    altered = told.removeprefix(GRANTS.read_text()).splitlines()
+    assert len(altered) == 3
+    warehouse = EmbeddedWarehouse("")
+    for role, statement in zip(("worker", "migrator", "reader"), altered, strict=True):
+        digest = hashlib.sha256((tmp_path / f"clickhouse_{role}").read_bytes()).hexdigest()
+        assert f"USER shopstream_{role} IDENTIFIED WITH sha256_hash BY '{digest}'" in statement
+        warehouse.query("SELECT formatQuery(%(statement)s)", {"statement": statement})
+    warehouse.close()
+    (tmp_path / "clickhouse_reader").write_text("")
+    assert subprocess.run(["bash", "-c", script], env=environment, check=False).returncode != 0, "no user without a password"

@@ -68,10 +68,11 @@ def test_replies_lost_after_the_insert_was_applied(build: Build, fragile: ClickH
 def test_worker_ended_while_the_server_is_away_loses_nothing(build: Build, fragile: ClickHouseServer) -> None:
     rig = build(clickhouse=fragile)
     worker = rig.start()
-    rig.produce_aside(0.6)
+    rig.produce_aside(0.4)
     rig.while_applying()
     fragile.kill()
-    time.sleep(1)
+    rig.produce_aside(0.6)
+    rig.until(lambda: "does not take rows" in rig.log, 60, "rows wait for the warehouse")
     worker.terminate()
     assert worker.wait(90) == 0, rig.log
     assert "the warehouse is away" in rig.log

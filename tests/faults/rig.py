@@ -158,8 +158,15 @@ class Rig:
         asyncio.run(replay({"bootstrap_servers": self.bootstrap}, part, targets, PARTITIONS, lambda *_: None))
 
     def produce_aside(self, share: float) -> None:
-        """The same in the background; `settle` waits for it."""
-        thread = threading.Thread(target=self.produce, args=(share,))
+        """The same in the background, after what is already being sent there; `settle` waits for it."""
+        before = list(self._producers)
+
+        def send() -> None:
+            for thread in before:
+                thread.join()
+            self.produce(share)
+
+        thread = threading.Thread(target=send)
         thread.start()
         self._producers.append(thread)
 

@@ -73,7 +73,7 @@ def test_worker_ended_while_the_server_is_away_loses_nothing(build: Build, fragi
     rig.produce_aside(0.6)
     rig.while_applying()
     fragile.kill()
-    rig.produce(0.7)
+    rig.produce_aside(0.7)
     rig.until(lambda: "does not take rows" in rig.log, 60, "rows wait for the warehouse")
     worker.terminate()
     assert worker.wait(90) == 0, rig.log

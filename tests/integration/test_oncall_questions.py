@@ -11,11 +11,13 @@ import pytest
 
 from pipeline.definitions_file import load
 from pipeline.sinks.catalog import install
+from pipeline.sinks.embedded import EmbeddedWarehouse
 from pipeline.sinks.server import Endpoint, ServerWarehouse
 from pipeline.telemetry.metrics import FUNNEL_USERS, KPI_VALUE
 from pipeline.telemetry.watched import questions
 from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer
+from tests.sample_warehouse import fill, sample_records
 
 DAY, HOUR, MINUTE = 86_400, 3600, 60
 END = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp())
@@ -80,3 +82,21 @@ def test_few_cells_are_read_of_millions(server: ClickHouseServer) -> None:
         assert found[KPI_VALUE, "close_rate", window, "newest"] == 1
     assert found[FUNNEL_USERS, "checkout", "1", "newest"] == 3 * 40_000
     assert found[FUNNEL_USERS, "checkout", "2", "week_before"] == 3 * 20_000
+
+
+def test_the_embedded_warehouse_answers_them_too() -> None:
+    definitions = load(None)
+    warehouse = EmbeddedWarehouse("")
+    fill(warehouse, definitions, sample_records())
+    found = {(r.metric, *r.labels): r.value for r in questions(warehouse, definitions)}
+    largest = int(warehouse.query("SELECT largest FROM watermarks")[0][0])
+    start = (largest // 1000 // DAY - 1) * DAY
+    rows = warehouse.query(
+        "SELECT kpi, value FROM kpi_report WHERE window = '1d' AND dimension = '' AND currency IN ('', 'EUR') AND toUnixTimestamp(window_start) = %(start)s",
+        {"start": start},
+    )
+    warehouse.close()
+    assert len(rows) > 10
+    for kpi, value in rows:
+        assert found[KPI_VALUE, str(kpi), "1d", "newest"] == pytest.approx(float(value), rel=1e-12)
+    assert found[FUNNEL_USERS, "checkout", "1", "newest"] > 0

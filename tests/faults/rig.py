@@ -113,6 +113,10 @@ class Rig:
         print(f"SHOPSTREAM_TEST_SEED={SEED} {self.name}")
 
     @property
+    def servers(self) -> list[str]:
+        return self.bootstrap.split(",")
+
+    @property
     def definitions_file(self) -> Path:
         path = self.folder / "shopstream.toml"
         path.write_text(DEFINITIONS)
@@ -120,7 +124,7 @@ class Rig:
 
     def prepare(self) -> None:
         """Topics and warehouse."""
-        ensure_topics({"bootstrap_servers": [self.bootstrap]}, self.topics, PARTITIONS, self.replication, min(2, self.replication))
+        ensure_topics({"bootstrap_servers": self.servers}, self.topics, PARTITIONS, self.replication, min(2, self.replication))
         self.warehouse.migrate()
         install(self.warehouse, loads(DEFINITIONS), 1)
 
@@ -190,7 +194,7 @@ class Rig:
         """Until everything produced is in the warehouse."""
         for thread in self._producers:
             thread.join()
-        consumer = KafkaConsumer(bootstrap_servers=[self.bootstrap])
+        consumer = KafkaConsumer(bootstrap_servers=self.servers)
         try:
             wanted = [TopicPartition(topic, p) for topic in self.topics.sources for p in range(PARTITIONS)]
 
@@ -231,7 +235,7 @@ class Rig:
 
     def dead_letters(self) -> Counter[bytes]:
         """Raw bytes of what was committed to the dead-letter topics."""
-        consumer = KafkaConsumer(bootstrap_servers=[self.bootstrap], isolation_level="read_committed", auto_offset_reset="earliest")
+        consumer = KafkaConsumer(bootstrap_servers=self.servers, isolation_level="read_committed", auto_offset_reset="earliest")
         try:
             tps = [TopicPartition(topic, p) for topic in self.topics.rejected for p in range(PARTITIONS)]
             consumer.assign(tps)

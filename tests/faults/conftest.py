@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from embedded.cluster import EmbeddedCluster
 from embedded.kafka import EmbeddedKafka
 from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer
@@ -23,6 +24,12 @@ def kafka() -> Iterator[EmbeddedKafka]:
 
 
 @pytest.fixture(scope="session")
+def cluster() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(quiet=True) as three:
+        yield three
+
+
+@pytest.fixture(scope="session")
 def server() -> Iterator[ClickHouseServer]:
     clickhouse_server.require()
     with ClickHouseServer() as running:
@@ -35,7 +42,7 @@ def day() -> Day:
 
 
 @pytest.fixture
-def build(request: pytest.FixtureRequest, kafka: EmbeddedKafka, server: ClickHouseServer, tmp_path: Path) -> Iterator[Build]:
+def build(request: pytest.FixtureRequest, server: ClickHouseServer, tmp_path: Path) -> Iterator[Build]:
     """A pipeline named after the case; on the shared broker and server unless told otherwise."""
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:60]
     built: list[Rig] = []
@@ -48,7 +55,8 @@ def build(request: pytest.FixtureRequest, kafka: EmbeddedKafka, server: ClickHou
         **more: object,
     ) -> Rig:
         day = events or request.getfixturevalue("day")
-        rig = Rig(bootstrap or kafka.bootstrap, clickhouse or server, day, tmp_path, f"{name}-{len(built)}", **more)  # type: ignore[arg-type]
+        address = bootstrap or request.getfixturevalue("kafka").bootstrap
+        rig = Rig(address, clickhouse or server, day, tmp_path, f"{name}-{len(built)}", **more)  # type: ignore[arg-type]
         built.append(rig)
         if prepare:
             rig.prepare()

@@ -114,6 +114,10 @@ class Rig:
         print(f"SHOPSTREAM_TEST_SEED={SEED} {self.name}")
 
     @property
+    def servers(self) -> list[str]:
+        return self.bootstrap.split(",")
+
+    @property
     def definitions_file(self) -> Path:
         path = self.folder / "shopstream.toml"
         path.write_text(DEFINITIONS)
@@ -121,7 +125,7 @@ class Rig:
 
     def prepare(self) -> None:
         """Topics and warehouse."""
-        ensure_topics({"bootstrap_servers": [self.bootstrap]}, self.topics, PARTITIONS, self.replication, min(2, self.replication))
+        ensure_topics({"bootstrap_servers": self.servers}, self.topics, PARTITIONS, self.replication, min(2, self.replication))
         self.warehouse.migrate()
         install(self.warehouse, loads(DEFINITIONS), 1)
 
@@ -189,6 +193,10 @@ class Rig:
         self.until(lambda: self.applied() >= target, SETTLE_SECONDS, f"{target} events applied")
         time.sleep(self.random.uniform(0, 1.0))
 
+    def wait_until_frozen(self, worker: subprocess.Popen[bytes]) -> None:
+        """Until a worker with a fault point `name:n:stop` has come to it."""
+        self.until(lambda: os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOHANG) is not None, 60, "the worker froze at its fault point")
+
     def wait_until_owned(self, worker: int, partitions: int = 1) -> None:
         """Until a worker has said that it took over this many partitions."""
         path = self.folder / f"worker-{worker:02d}.log"
@@ -198,7 +206,7 @@ class Rig:
         """Until everything produced is in the warehouse."""
         for thread in self._producers:
             thread.join()
-        consumer = KafkaConsumer(bootstrap_servers=[self.bootstrap])
+        consumer = KafkaConsumer(bootstrap_servers=self.servers)
         try:
             wanted = [TopicPartition(topic, p) for topic in self.topics.sources for p in range(PARTITIONS)]
 
@@ -239,7 +247,7 @@ class Rig:
 
     def dead_letters(self) -> Counter[bytes]:
         """Raw bytes of what was committed to the dead-letter topics."""
-        consumer = KafkaConsumer(bootstrap_servers=[self.bootstrap], isolation_level="read_committed", auto_offset_reset="earliest")
+        consumer = KafkaConsumer(bootstrap_servers=self.servers, isolation_level="read_committed", auto_offset_reset="earliest")
         try:
             tps = [TopicPartition(topic, p) for topic in self.topics.rejected for p in range(PARTITIONS)]
             consumer.assign(tps)

@@ -29,6 +29,18 @@ print(broker.bootstrap, broker.folder, flush=True)
 time.sleep(600)
 """
 
+OWNER_OF_THREE = """
+import sys, time
+from embedded.cluster import EmbeddedCluster
+cluster = EmbeddedCluster(quiet=True)
+cluster.start()
+print(cluster.bootstrap, cluster.folder, flush=True)
+sys.stdin.readline()
+cluster.nodes[1].kill()
+print("killed", flush=True)
+time.sleep(600)
+"""
+
 
 def listening(address: str) -> bool:
     host, port = address.split(":")
@@ -93,16 +105,50 @@ def test_the_broker_dies_with_an_owner_that_is_killed() -> None:
         owner.kill()
 
 
+def test_a_cluster_keeps_what_a_lost_broker_had_and_dies_with_an_owner_that_is_killed() -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER_OF_THREE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        assert owner.stdout is not None
+        assert owner.stdin is not None
+        bootstrap, folder = owner.stdout.readline().split()
+        servers = bootstrap.split(",")
+        assert len(servers) == 3
+        ensure_topics({"bootstrap_servers": servers}, Topics(), 1, 3, 2)
+        producer = KafkaProducer(bootstrap_servers=servers, acks="all")
+        producer.send("orders", b"kept").get(20)
+        producer.close()
+        owner.stdin.write("kill the first\n")
+        owner.stdin.flush()
+        assert owner.stdout.readline() == "killed\n"
+        assert [listening(address) for address in servers] == [False, True, True]
+        consumer = KafkaConsumer("orders", bootstrap_servers=servers[1:], auto_offset_reset="earliest", consumer_timeout_ms=30_000)
+        value = next(consumer).value
+        consumer.close()
+        assert value == b"kept"
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        assert until(lambda: not any(map(listening, servers)))
+        assert until(lambda: not Path(folder).exists())
+    finally:
+        owner.kill()
+
+
 def test_a_port_taken_in_the_meantime_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
-        taken, real, first = squatter.getsockname()[1], kafka._free_ports, [True]
+        taken, real, first = squatter.getsockname()[1], kafka.free_ports, [True]
 
         def ports(count: int) -> list[int]:
             controller = real(count)[1]
             return [taken, controller] if first and first.pop() else real(count)
 
-        monkeypatch.setattr(kafka, "_free_ports", ports)
+        monkeypatch.setattr(kafka, "free_ports", ports)
         with EmbeddedKafka(quiet=True) as broker:
             assert not broker.bootstrap.endswith(f":{taken}")
 

@@ -1,0 +1,135 @@
+"""Three brokers, one of them in trouble: leaders move, a broker is lost for good, the coordinator of a transaction dies. The numbers stay exact."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import TransactionState
+from kafka.errors import KafkaError, TransactionalIdNotFoundError
+from kafka.structs import TopicPartition
+
+from embedded.cluster import NODES, EmbeddedCluster
+from embedded.kafka import EmbeddedKafka
+from pipeline.topics import wanted_topics
+from tests.faults.conftest import Build
+from tests.faults.rig import PARTITIONS, Rig
+
+BuildOnThree = Callable[[], Rig]
+
+
+@pytest.fixture
+def build_on_three(build: Build, cluster: EmbeddedCluster) -> Iterator[BuildOnThree]:
+    """A pipeline whose topics have three replicas; a broker that the case has killed is started again after it."""
+    yield lambda: build(bootstrap=cluster.bootstrap, replication=NODES)
+    for node in cluster.nodes.values():
+        if not node.bootstrap:
+            node.start()
+
+
+@pytest.fixture
+def admin(cluster: EmbeddedCluster) -> Iterator[KafkaAdminClient]:
+    client = KafkaAdminClient(bootstrap_servers=cluster.bootstrap.split(","))
+    yield client
+    client.close()
+
+
+def leaders(admin: KafkaAdminClient, rig: Rig) -> dict[TopicPartition, int]:
+    """The node that leads each partition of the pipeline's topics; -1 without one."""
+    return {
+        TopicPartition(topic["name"], found["partition_index"]): found["leader_id"]
+        for topic in admin.describe_topics(list(wanted_topics(rig.topics)))
+        for found in topic["partitions"]
+    }
+
+
+def move_leaders(admin: KafkaAdminClient, rig: Rig, by: int) -> None:
+    """Every partition's leader to the node `by` further on: another order of its replicas, then an election of the preferred one."""
+    wanted = {tp: (leader + by - 1) % NODES + 1 for tp, leader in leaders(admin, rig).items()}
+    order = {tp: [leader, *(n for n in range(1, NODES + 1) if n != leader)] for tp, leader in wanted.items()}
+    assert set(admin.alter_partition_reassignments(order).values()) == {None}
+    rig.until(lambda: not admin.list_partition_reassignments(), 30, "the replicas are reordered")
+    partitions: dict[str, list[int]] = {}
+    for tp in wanted:
+        partitions.setdefault(tp.topic, []).append(tp.partition)
+    admin.elect_leaders(0, partitions)
+    rig.until(lambda: leaders(admin, rig) == wanted, 30, "the leaders have moved")
+
+
+def wait_until_led_without(admin: KafkaAdminClient, rig: Rig, lost: EmbeddedKafka) -> None:
+    """Until the cluster has noticed the loss."""
+    assert lost.place is not None
+    number = lost.place.number
+
+    def led() -> bool:
+        try:
+            return not {number, -1} & set(leaders(admin, rig).values())
+        except KafkaError:
+            return False  # the client asked the one that is gone
+
+    rig.until(led, 30, f"others lead what node {number} did")
+
+
+def coordinators(admin: KafkaAdminClient, rig: Rig) -> list[int]:
+    """The nodes that end the transactions of the partitions: of those that are open or being ended, if there are any."""
+    found = []
+    for number in range(PARTITIONS):
+        with contextlib.suppress(TransactionalIdNotFoundError):  # not taken over yet
+            found += admin.describe_transactions([f"{rig.topics.app_id}-{number}"]).values()
+    busy = [one for one in found if one.state in (TransactionState.ONGOING, TransactionState.PREPARE_COMMIT)]
+    return [one.coordinator_id for one in busy or found]
+
+
+def test_leaders_move_while_events_are_applied(build_on_three: BuildOnThree, admin: KafkaAdminClient) -> None:
+    rig = build_on_three()
+    workers = [rig.start(), rig.start()]
+    rig.produce(0.6)
+    rig.while_applying()
+    for by in (1, 2):
+        move_leaders(admin, rig, by)
+    rig.produce_aside(1)
+    rig.settle()
+    assert all(worker.poll() is None for worker in workers), rig.log
+    rig.stop_workers()
+    rig.check()
+
+
+def test_broker_is_lost_for_good(build_on_three: BuildOnThree, admin: KafkaAdminClient, cluster: EmbeddedCluster) -> None:
+    rig = build_on_three()
+    workers = [rig.start(), rig.start()]
+    rig.produce(0.6)
+    rig.while_applying()
+    lost = cluster.nodes[rig.random.randint(1, NODES)]
+    lost.kill()
+    wait_until_led_without(admin, rig, lost)
+    rig.produce_aside(1)
+    rig.settle()
+    assert all(worker.poll() is None for worker in workers), rig.log
+    rig.stop_workers()
+    rig.check()
+    assert not lost.bootstrap
+
+
+@pytest.mark.parametrize("point", ["in_transaction", "after_commit"])
+def test_coordinator_dies_around_the_end_of_a_transaction(
+    build_on_three: BuildOnThree, admin: KafkaAdminClient, cluster: EmbeddedCluster, point: str
+) -> None:
+    """`after_commit`: the coordinator has promised the end, its markers may not be written; another broker must write them."""
+    rig = build_on_three()
+    worker = rig.start(SHOPSTREAM_FAULT=f"{point}:{rig.random.randint(1, 4)}:stop")
+    rig.produce(0.6)
+    rig.wait_until_frozen(worker)
+    coordinator = cluster.nodes[rig.random.choice(coordinators(admin, rig))]
+    coordinator.kill()
+    worker.send_signal(signal.SIGCONT)
+    time.sleep(rig.random.uniform(0, 3))
+    coordinator.start()
+    rig.produce_aside(1)
+    rig.settle()
+    assert worker.poll() is None, rig.log
+    rig.stop_workers()
+    rig.check()

@@ -47,6 +47,7 @@ def backup(
     from pipeline.sinks import catalog, copy
     from pipeline.streaming.state import grown, read_state
     from pipeline.topics import describe
+    from schemas.rows import COLUMNS
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Wrong(f"{folder} is there and not an empty folder: name a new one. A backup overwrites nothing.")
@@ -70,8 +71,8 @@ def backup(
             ends.append(end)
             archive.state(number, records)
             progress.advance(task)
-        task = progress.add_task("warehouse", total=sum(counts[table] for table in copy.COLUMNS))
-        for table in copy.COLUMNS:
+        task = progress.add_task("warehouse", total=sum(counts[table] for table in COLUMNS))
+        for table in COLUMNS:
             for number, columns in enumerate(copy.chunks(opened, table, counts[table])):
                 archive.rows(table, columns, number)
                 progress.advance(task, archive.files[-1].rows)
@@ -85,7 +86,7 @@ def backup(
     archive.finish(Manifest(FORMAT, topics.app_id, topics.clickstream, topics.orders, partitions, positions, reports, archive.files))
     size = sum(stored.size for stored in archive.files)
     typer.echo(
-        f"saved {partitions} partitions, {sum(counts[t] for t in copy.COLUMNS):,} rows and {DEFINITIONS} to {folder}: {size / 1e6:,.1f} MB, "
+        f"saved {partitions} partitions, {sum(counts[t] for t in COLUMNS):,} rows and {DEFINITIONS} to {folder}: {size / 1e6:,.1f} MB, "
         f"{time.monotonic() - started:.1f} s. Start the workers again."
     )
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.cli import config, doctor, rejects, report
+from pipeline.cli.backup import backup, restore
 from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
 from pipeline.cli.demo import demo
 from pipeline.cli.replay import replay
@@ -45,12 +46,14 @@ def wrong_use() -> tuple[type[Exception], ...]:
 
 def failures() -> tuple[type[Exception], ...]:
     from embedded.jars import EmbeddedKafkaError
+    from pipeline.backup import BackupError
+    from pipeline.changelog import ChangelogError
     from pipeline.cli.workers import RunFailed
     from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
     from pipeline.telemetry.server import PortTaken
     from pipeline.topics import TopicsError
 
-    return (Failed, PortTaken, RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
+    return (Failed, BackupError, ChangelogError, PortTaken, RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
 
 
 def load_definitions(path: Path | None) -> Definitions:
@@ -156,6 +159,8 @@ def migrate(warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; S
 app.command()(demo)
 app.command()(replay)
 app.command()(traffic)
+app.command()(backup)
+app.command()(restore)
 
 
 @app.command()

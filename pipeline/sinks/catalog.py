@@ -14,7 +14,7 @@ from pipeline.sinks.sql import literal
 from pipeline.sinks.warehouse import Warehouse
 
 Row = tuple[Any, ...]
-_TABLES = {
+TABLES = {
     "catalog_funnels": ("funnel", "definition", "step", "step_name"),
     "catalog_retentions": ("retention", "definition", "period", "periods"),
     "catalog_kpis": ("kpi", "definition", "kind", "scale", "left_kpi", "operator", "right_kpi", "quantile", "money", "follows_ms"),
@@ -58,7 +58,7 @@ def _install(warehouse: Warehouse, table: str, wanted: dict[str, list[Row]], now
 
 def _installed(warehouse: Warehouse, table: str) -> tuple[dict[str, list[Row]], int]:
     """Each name's rows as installed last, and the newest time of all."""
-    columns = _TABLES[table]
+    columns = TABLES[table]
     latest: dict[str, tuple[int, str]] = {}
     rows: dict[tuple[str, str, int], set[Row]] = {}
     for row in warehouse.query(f"SELECT {', '.join(columns)}, installed_at FROM {table}"):  # noqa: S608 our own names
@@ -70,9 +70,21 @@ def _installed(warehouse: Warehouse, table: str) -> tuple[dict[str, list[Row]], 
     return current, max((at for at, _ in latest.values()), default=0)
 
 
+def read(warehouse: Warehouse) -> dict[str, list[Row]]:
+    """All rows of the catalog, installed_at last, so that `write` makes another warehouse's catalog equal."""
+    return {table: warehouse.query(f"SELECT {', '.join(names)}, installed_at FROM {table}") for table, names in TABLES.items()}  # noqa: S608
+
+
+def write(warehouse: Warehouse, tables: dict[str, list[Row]]) -> None:
+    """What `read` gave, into an empty catalog."""
+    for table, rows in tables.items():
+        for at in range(0, len(rows), _BATCH):
+            _insert(warehouse, table, rows[at : at + _BATCH])
+
+
 def _insert(warehouse: Warehouse, table: str, rows: Iterable[Row]) -> None:
     values = " UNION ALL ".join(f"SELECT {', '.join(map(_typed, row))}" for row in rows)
-    warehouse.query(f"INSERT INTO {table} ({', '.join(_TABLES[table])}, installed_at) {values}")
+    warehouse.query(f"INSERT INTO {table} ({', '.join(TABLES[table])}, installed_at) {values}")
 
 
 def _typed(value: Any) -> str:

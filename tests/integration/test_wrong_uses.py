@@ -98,6 +98,15 @@ USES = [
     Use("migrate --warehouse clickhouse://127.0.0.1:1/db", 1, "127.0.0.1:1"),
     Use("migrate --warehouse clickhouse://h/db?secrue=1", 2, "unknown option secrue.*secure"),
     Use("migrate --warehouse shared://127.0.0.1:1", 1, "SHOPSTREAM_WAREHOUSE_KEY"),
+    # backup, restore
+    Use("backup", 2, "(?i)missing argument 'folder'"),
+    Use("backup {folder}", 2, "not an empty folder: name a new one"),
+    Use("backup {text}", 2, "not an empty folder: name a new one"),
+    Use("backup {new} --definitions {wrong}", 2, "wrong.toml: .*funnel"),
+    Use("backup {new} --broker 127.0.0.1:1", 1, "no Kafka answers at 127.0.0.1:1.*SHOPSTREAM_BROKER"),
+    Use("restore", 2, "(?i)missing argument 'folder'"),
+    Use("restore {none}", 2, "does not exist"),
+    Use("restore {folder}", 2, "is no finished backup.*manifest.json"),
     # report
     Use("report", 2, "funnel.*retention.*kpi.*health"),
     Use("report funel", 2, "Did you mean.*funnel"),

@@ -138,9 +138,10 @@ def topics(
     from pipeline.topics import ensure_topics
 
     settings = load_settings(partitions=partitions, broker=broker)
-    for name, outcome in ensure_topics(
-        admin_arguments(settings), topic_names(settings), settings.partitions, settings.replication_factor
-    ).items():
+    made = ensure_topics(
+        admin_arguments(settings), topic_names(settings), settings.partitions, settings.replication_factor, settings.min_insync_replicas
+    )
+    for name, outcome in made.items():
         typer.echo(f"{outcome:8} {name}")
 
 

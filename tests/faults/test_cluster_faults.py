@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from kafka import KafkaAdminClient
-from kafka.admin import TransactionState
+from kafka.admin import ConfigResource, ConfigResourceType, TransactionState
 from kafka.errors import KafkaError, TransactionalIdNotFoundError
 from kafka.structs import TopicPartition
 
 from embedded.cluster import NODES, EmbeddedCluster
 from embedded.kafka import EmbeddedKafka
+from pipeline.topic_names import Topics
 from pipeline.topics import wanted_topics
+from tests.command_line import shopstream
 from tests.faults.conftest import Build
 from tests.faults.rig import PARTITIONS, Rig
 
@@ -133,3 +135,20 @@ def test_coordinator_dies_around_the_end_of_a_transaction(
     assert worker.poll() is None, rig.log
     rig.stop_workers()
     rig.check()
+
+
+def test_topics_command_makes_topics_that_outlive_a_broker(cluster: EmbeddedCluster, admin: KafkaAdminClient) -> None:
+    said = shopstream(
+        "topics",
+        SHOPSTREAM_BROKER=cluster.bootstrap,
+        SHOPSTREAM_APP_ID="durable",
+        SHOPSTREAM_CLICKSTREAM_TOPIC="durable.clickstream",
+        SHOPSTREAM_ORDERS_TOPIC="durable.orders",
+        SHOPSTREAM_REPLICATION_FACTOR="3",
+        SHOPSTREAM_MIN_INSYNC_REPLICAS="2",
+    )
+    assert said.code == 0, said
+    topics = list(wanted_topics(Topics("durable.clickstream", "durable.orders", "durable")))
+    found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics], config_filter="all")
+    assert [of["min.insync.replicas"]["value"] for by_name in found.values() for of in by_name.values()] == ["2"] * len(topics)
+    assert {len(p["replica_nodes"]) for t in admin.describe_topics(topics) for p in t["partitions"]} == {NODES}

@@ -90,6 +90,11 @@ def test_every_command_of_the_page_works_as_it_stands(page: Path, place: Place, 
         environment |= place.settings(page, tmp_path)
         before = "shopstream topics\nshopstream migrate\n" + "shopstream worker\n" * (page.name == "compose.md")
         text = text.replace("trap end EXIT\n", "trap end EXIT\n" + before)
+    if page.name == "back-up-and-restore.md":
+        environment |= place.settings(page, tmp_path)
+        text = text.replace("trap end EXIT\n", "trap end EXIT\n" + SOMETHING_TO_LOSE).replace("/backups", str(tmp_path / "backups"))
+        text = text.replace("shopstream restore", "lose\nshopstream restore", 1)
+        environment |= {"LOSE": LOSE, "BROKER": place.broker, "CLICKHOUSE_PORT": str(place.server.port), "PASSWORD": place.server.password}
     done = subprocess.run(
         ["bash", "-c", text],
         cwd=ROOT if page.name in IN_THE_REPOSITORY else tmp_path,
@@ -100,6 +105,25 @@ def test_every_command_of_the_page_works_as_it_stands(page: Path, place: Place, 
         assert re.search(wanted, " ".join(done.stdout.split())), f"{wanted!r} is not in\n{done.stdout}\n{done.stderr[-2000:]}"
 
 
+SOMETHING_TO_LOSE = """
+shopstream topics
+shopstream migrate
+shopstream replay events.ndjson.gz --topic clickstream
+shopstream worker
+for _ in $(seq 100); do
+    curl --silent "http://127.0.0.1:$SHOPSTREAM_METRICS_PORT/metrics" | grep --quiet 'shopstream_applied_events_total.* [1-9]' && break
+    sleep 0.2
+done
+kill -TERM "${workers[-1]}"; wait "${workers[-1]}"; workers=()
+lose() { "$PYTHON" -c "$LOSE"; }
+"""
+LOSE = """
+import os
+from clickhouse_driver import Client
+from kafka import KafkaAdminClient
+KafkaAdminClient(bootstrap_servers=os.environ["BROKER"]).delete_topics(["back-up-and-restore.changelog"])
+Client("127.0.0.1", int(os.environ["CLICKHOUSE_PORT"]), user="default", password=os.environ["PASSWORD"]).execute("DROP DATABASE back_up_and_restore")
+"""
 WANTED = {
     "README.md": [r"applied 1,\d+", r"created +clickstream|created \S+\.clickstream", r"checkout"],
     "tutorial.md": ["read 6 · applied 5", "rejected 1", r"49\.9", "bad_timestamp"],
@@ -109,6 +133,7 @@ WANTED = {
     "define-a-funnel.md": ["funnel lamps"],
     "add-a-kpi.md": ["searches_per_user", "kpi,window,window_start"],
     "add-an-event.md": [r"\d+ passed"],
+    "back-up-and-restore.md": [r"saved 4 partitions, [1-9][\d,]+ rows", r"restored 4 partitions and [1-9][\d,]+ rows"],
 }
 """By page, what its output shows: that the commands did something."""
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from generator.incidents import DAY_MS, HOUR_MS
 from generator.live import Fact
+from generator.tally import Tally
+from generator.visits import number_of
 
 DEMO_FILE = Path(__file__).with_name("demo.toml")
 SESSION_GAP_MS = 30 * 60_000
@@ -24,6 +26,7 @@ EIGHT_DIGITS = Decimal("1e-8")
 FunnelKey = tuple[str, int, str, int]  # funnel, entry window's start ms, segment, step
 RetentionKey = tuple[str, int, str, int]  # retention, cohort's start ms, segment, period
 KpiKey = tuple[str, str, int, str, str, str]  # kpi, window, its start ms, dimension, its value, currency
+KpiSeries = tuple[str, str, str, str, str]  # kpi, window, dimension, its value, currency
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class FunnelBook:
         self._step = {event: i for i, event in enumerate(question.steps)}
         self._events: dict[str, list[tuple[int, int, str]]] = defaultdict(list)  # ts, step, segment
         self._entered: dict[int, set[str]] = defaultdict(set)  # window start: users with a first step in it
-        self._totals: Counter[FunnelKey] = Counter()
+        self._totals: Tally[tuple[str, int]] = Tally()  # segment, step
 
     def add(self, fact: Fact) -> None:
         step = self._step.get(fact.body["event"])
@@ -103,18 +106,21 @@ class FunnelBook:
 
     def answers(self) -> dict[FunnelKey, int]:
         """Users at each step or further, of every step of a segment that someone entered."""
-        total = Counter(self._totals)
+        total = Counter({self._key(series, window): users for series, window, users in self._totals})
         for window, users in self._entered.items():
-            total.update(self._count(window, users))
+            total.update(self._key(*of) for of in self._count(window, users))
         steps = range(1, len(self.question.steps) + 1)
         return {(*of, step): total[*of, step] for of in {key[:3] for key in total} for step in steps}
 
-    def _count(self, window: int, users: set[str]) -> Counter[FunnelKey]:
-        found: Counter[FunnelKey] = Counter()
+    def _key(self, series: tuple[str, int], window: int) -> FunnelKey:
+        segment, step = series
+        return self.question.name, window * self.question.window_ms, segment, step
+
+    def _count(self, window: int, users: set[str]) -> Iterator[tuple[tuple[str, int], int]]:
         for user in users:
             level, _, _, segment = max(self._attempts(window, self._events[user]))
-            found.update((self.question.name, window, segment, step) for step in range(1, level + 1))
-        return found
+            for step in range(1, level + 1):
+                yield (segment, step), window // self.question.window_ms
 
     def _attempts(self, window: int, events: list[tuple[int, int, str]]) -> Iterator[tuple[int, int, int, str]]:
         """Deeper is better, then shorter, then later: (level, minus duration, start, segment)."""
@@ -136,8 +142,8 @@ class RetentionBook:
     def __init__(self, question: RetentionQuestion) -> None:
         self.question = question
         self._days: dict[str, set[int] | int] = {}  # a plain number: the one day so far, which most users have
-        self._old: set[str] = set()
-        self._totals: Counter[tuple[int, int, str]] = Counter()
+        self._old = bytearray()  # by the visitor's number
+        self._totals: Tally[tuple[int, str]] = Tally()  # period, measure
 
     def add(self, fact: Fact) -> None:
         if self.question.event in ("", fact.body["event"]):
@@ -147,36 +153,40 @@ class RetentionBook:
                 days.add(day)
             elif days != day:
                 self._days[user] = {days, day}
-            elif user not in self._old:
+            elif not self._is_old(user):
                 self._days[user] = day
 
     def settle(self, now_ms: int) -> None:
-        """Users whose last period is over are counted for good; only their names stay, so that they are not taken for new."""
+        """Users whose last period is over are counted for good; only that they were there stays, so that they are not taken for new."""
         over = now_ms // DAY_MS - self.question.periods - 2
         for user in [user for user, days in self._days.items() if _first(days) < over]:
-            days = self._days.pop(user)
-            if user not in self._old:
-                self._totals.update(self._of_user(days))
-                self._old.add(user)
+            self._totals.update(self._of_user(self._days.pop(user)))
+            number = number_of(user)
+            self._old.extend(bytes(max(0, number + 1 - len(self._old))))
+            self._old[number] = 1
 
     def answers(self) -> dict[RetentionKey, tuple[int, int]]:
         """(users in the period, users in it or a later one) where one of them is not 0."""
-        total = Counter(self._totals)
-        for user, days in self._days.items():
-            if user not in self._old:
-                total.update(self._of_user(days))
+        total = Counter({(series, cohort): users for series, cohort, users in self._totals})
+        for days in self._days.values():
+            total.update(self._of_user(days))
         found: dict[RetentionKey, tuple[int, int]] = {}
-        for cohort, n in {key[:2] for key in total}:
-            found[self.question.name, cohort * DAY_MS, "", n] = total[cohort, n, "in"], total[cohort, n, "on or after"]
+        for cohort, n in {(cohort, n) for (n, _), cohort in total}:
+            found[self.question.name, cohort * DAY_MS, "", n] = total[(n, "in"), cohort], total[(n, "on or after"), cohort]
         return found
 
-    def _of_user(self, days: set[int] | int) -> Iterator[tuple[int, int, str]]:
+    def _is_old(self, user: str) -> bool:
+        number = number_of(user)
+        return number < len(self._old) and bool(self._old[number])
+
+    def _of_user(self, days: set[int] | int) -> Iterator[tuple[tuple[int, str], int]]:
+        """((period, measure), cohort's day)."""
         first = _first(days)
         numbers = [0] if isinstance(days, int) else [day - first for day in days if day - first <= self.question.periods]
         for n in numbers:
-            yield first, n, "in"
+            yield (n, "in"), first
         for n in range(max(numbers) + 1):
-            yield first, n, "on or after"
+            yield (n, "on or after"), first
 
 
 def _first(days: set[int] | int) -> int:
@@ -189,7 +199,7 @@ class SessionBook:
     def __init__(self, latest_ms: int) -> None:
         self._latest_ms = latest_ms
         self._events: dict[str, list[tuple[int, bool, str]]] = defaultdict(list)  # ts, whether a page, channel
-        self._totals: Counter[KpiKey] = Counter()
+        self._totals: Tally[KpiSeries] = Tally()
 
     def add(self, fact: Fact) -> None:
         self._events[fact.body["user_id"]].append((fact.ts, fact.body["event"] == "page_view", fact.body["channel"]))
@@ -200,7 +210,7 @@ class SessionBook:
             open_ones = []
             for session in _sessions(events):
                 if session[-1][0] < over:
-                    self._totals.update(_session_keys(session))
+                    self._totals.update(_session_cells(session))
                 else:
                     open_ones += session
             if open_ones:
@@ -209,10 +219,10 @@ class SessionBook:
                 del self._events[user]
 
     def answers(self) -> Counter[KpiKey]:
-        total = Counter(self._totals)
+        total = Counter({_kpi_key(series, window): sessions for series, window, sessions in self._totals})
         for events in self._events.values():
             for session in _sessions(events):
-                total.update(_session_keys(session))
+                total.update(_kpi_key(*of) for of in _session_cells(session))
         return total
 
 
@@ -225,19 +235,25 @@ def _sessions(events: list[tuple[int, bool, str]]) -> Iterator[list[tuple[int, b
             begin = i
 
 
-def _session_keys(session: list[tuple[int, bool, str]]) -> Iterator[KpiKey]:
+def _session_cells(session: list[tuple[int, bool, str]]) -> Iterator[tuple[KpiSeries, int]]:
     ts, _, channel = session[0]
     bounced = sum(page for _, page, _ in session) == 1
     for name in ("sessions", "bounces") if bounced else ("sessions",):
         yield from _cells(name, ts, channel)
 
 
-def _cells(name: str, ts: int, channel: str, currency: str = "") -> Iterator[KpiKey]:
-    """The total, and for some its channel, in both windows."""
+def _cells(name: str, ts: int, channel: str, currency: str = "") -> Iterator[tuple[KpiSeries, int]]:
+    """The total, and for some its channel, in both windows: (series, window's number)."""
     for window, size in WINDOWS.items():
-        yield name, window, ts - ts % size, "", "", currency
+        yield (name, window, "", "", currency), ts // size
         if name in BY_CHANNEL:
-            yield name, window, ts - ts % size, "channel", channel, currency
+            yield (name, window, "channel", channel, currency), ts // size
+
+
+def _kpi_key(series: KpiSeries, number: int) -> KpiKey:
+    name, window, *of = series
+    dimension, value, currency = of
+    return name, window, number * WINDOWS[window], dimension, value, currency
 
 
 class KpiBook:
@@ -245,9 +261,9 @@ class KpiBook:
 
     def __init__(self, latest_ms: int) -> None:
         self._latest_ms = latest_ms
-        self._counts: Counter[KpiKey] = Counter()
-        self._cents: Counter[KpiKey] = Counter()
-        self._users: dict[KpiKey, set[str]] = defaultdict(set)
+        self._counts: Tally[KpiSeries] = Tally()
+        self._cents: Tally[KpiSeries] = Tally()
+        self._users: dict[tuple[KpiSeries, int], set[str]] = defaultdict(set)
         self._sessions = SessionBook(latest_ms)
 
     def add(self, fact: Fact) -> None:
@@ -259,7 +275,7 @@ class KpiBook:
         if event == "purchase":
             users.append("buyers")
             for cell in _cells("gmv", fact.ts, channel, fact.body["currency"]):
-                self._cents[cell] += round(fact.body["value"] * 100)
+                self._cents.add(*cell, round(fact.body["value"] * 100))
         for name in users:
             for cell in _cells(name, fact.ts, channel):
                 self._users[cell].add(user)
@@ -267,13 +283,14 @@ class KpiBook:
 
     def settle(self, now_ms: int) -> None:
         self._sessions.settle(now_ms)
-        for cell in [cell for cell in self._users if cell[2] + WINDOWS[cell[1]] < now_ms - self._latest_ms]:
-            self._counts[cell] = len(self._users.pop(cell))
+        for series, number in [(s, n) for s, n in self._users if (n + 1) * WINDOWS[s[1]] < now_ms - self._latest_ms]:
+            self._counts.add(series, number, len(self._users.pop((series, number))))
 
     def answers(self) -> dict[KpiKey, Decimal]:
-        counted = self._counts + self._sessions.answers() + Counter({cell: len(users) for cell, users in self._users.items()})
-        found = {cell: Decimal(n) for cell, n in counted.items()}
-        found |= {cell: Decimal(n) / 100 for cell, n in self._cents.items()}
+        found = {_kpi_key(series, window): Decimal(n) for series, window, n in self._counts}
+        found |= {_kpi_key(*of): Decimal(len(users)) for of, users in self._users.items()}
+        found |= {cell: Decimal(n) for cell, n in self._sessions.answers().items()}
+        found |= {_kpi_key(series, window): Decimal(cents) / 100 for series, window, cents in self._cents}
         by_name: dict[str, list[KpiKey]] = defaultdict(list)
         for cell in found:
             by_name[cell[0]].append(cell)

@@ -69,6 +69,7 @@ class LiveShop:
         self._seed = seed
         self._visitors_a_day = visitors_a_day
         self._rng = random.Random(f"live {seed}")  # noqa: S311 repeatable, not secret
+        self._life = random.Random()  # noqa: S311 of whichever visitor is looked at, seeded anew each time: a generator each would be 2.5 kB each
         self._goods = items(self._rng)
         self._visitors = 0
         self._numbers = 0
@@ -101,11 +102,12 @@ class LiveShop:
         share = WEEKDAYS[(midnight - self.start_ms) // DAY_MS % 7] * self._rng.uniform(0.85, 1.15)
         for _ in range(round(self._visitors_a_day * share)):
             self._visitors += 1
-            rng = random.Random(f"live visitor {self._seed} {self._visitors}")  # noqa: S311
-            visitor = Visitor(rng, self._visitors, self.start_ms, 0, self._goods, self.incidents)
+            self._life.seed(f"live visitor {self._seed} {self._visitors}")
+            visitor = Visitor(self._life, self._visitors, self.start_ms, 0, self._goods, self.incidents)
             heapq.heappush(self._visits, (midnight + visitor.time_of_day(), self._number(), visitor))
 
     def _visit(self, ts: int, _: int, visitor: Visitor) -> None:
+        self._life.seed(f"live visit {self._seed} {visitor.user_id} {visitor.sessions}")
         for event in visitor.visit(ts, self._promotion(ts)):
             heapq.heappush(self._events, (event[1], self._number(), event))
         if visitor.stays and visitor.rng.random() > LAST_VISIT:

@@ -18,8 +18,18 @@ CAMPAIGN_DAY = 5  # every week's sixth day has a promotion: more visits, discoun
 Event = tuple[str, int, dict[str, Any]]
 
 
+def number_of(user_id: str) -> int:
+    """Visitors are numbered from 1, or from 0, without a gap."""
+    return int(user_id[1:])
+
+
 class Visitor:
-    """A user with habits: a device, a country, how often they come back, how much they like to buy."""
+    """A user with habits: a device, a country, how often they come back, how much they like to buy. Many wait for their next visit: each is small."""
+
+    __slots__ = (
+        "conditions", "country", "currency", "days", "device", "factor", "items", "liking", "orders", "pause_days", "registered", "rng",
+        "sessions", "skill", "start_ms", "stays", "user_id",
+    )  # fmt: skip
 
     def __init__(self, rng: random.Random, number: int, start_ms: int, days: int, items: list[Item], conditions: Conditions = CALM) -> None:
         self.rng = rng

@@ -16,6 +16,8 @@ from pipeline.reports.render import FAINT, funnel_panel, kpi_chart, retention_he
 WIDE = 130
 """Columns from which funnel and retention stand side by side."""
 PERIODS = 14
+ROOMY = 100
+"""Columns from which the footer says more than how to end and the numbers."""
 LABELS, CELL = 22, 5
 """Columns of a heat map before its periods, and of each."""
 HEAT = LABELS + PERIODS * CELL
@@ -133,11 +135,11 @@ def _header(snapshot: Snapshot, width: int) -> Text:
 
 def _footer(snapshot: Snapshot, width: int) -> Text:
     facts = [
-        Text(f"late, corrected {snapshot.late:,}"),
+        Text("Ctrl-C ends", FAINT),  # first: what does not fit is left out
+        Text(f"{'late, corrected' if width >= ROOMY else 'late'} {snapshot.late:,}"),
         Text(f"duplicates {snapshot.duplicates:,}"),
         Text(f"rejected {snapshot.rejected:,}"),
         Text(f"too late {snapshot.too_late:,}"),
-        Text("Ctrl-C ends", FAINT),
     ]
     return _flowing(facts, width, " · ")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import takewhile
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from generator.answers import DEMO_FILE, FUNNELS, RETENTIONS, Answers
 from generator.incidents import DAY_MS, HOUR_MS
 from generator.live import LiveFaults, LiveShop, Sent
+from generator.tally import Tally
 from pipeline.definitions_file import load
 from pipeline.sinks.embedded import EmbeddedWarehouse
 from tests.integration.test_against_sql import same
@@ -57,6 +61,44 @@ def test_settling_changes_no_answer_and_lets_go_of_the_events() -> None:
     assert (folded.funnels(), folded.retentions(), folded.kpis()) == (kept.funnels(), kept.retentions(), kept.kpis())
     remembered = [sum(len(events) for book in answers._funnels for events in book._events.values()) for answers in (folded, kept)]
     assert remembered[0] * 4 < remembered[1]
+
+
+def test_memory_is_a_few_bytes_a_settled_number_and_a_few_hundred_a_waiting_visitor() -> None:
+    shop, answers = LiveShop(9, 60), Answers(LiveFaults().latest_ms)
+    settled = {}
+    for message in shop.messages():
+        if message.fact:
+            answers.add(message.fact)
+        answers.settle(message.arrival_ms)
+        day = (message.arrival_ms - shop.start_ms) // DAY_MS
+        if day in (30, 60) and day not in settled:
+            tallies = [book._totals for book in (*answers._funnels, *answers._retentions)]
+            settled[day] = size([*tallies, answers._kpis._counts, answers._kpis._cents, answers._kpis._sessions._totals])
+        if day > 60:
+            break
+    numbers = len(answers.funnels()) + len(answers.retentions()) + len(answers.kpis())
+    assert (settled[60] - settled[30]) / (numbers / 2) < 30
+    assert size(shop._visits) / len(shop._visits) < 1000
+
+
+def size(root: object) -> int:
+    """Bytes of everything that can be reached; classes, modules and functions are not data."""
+    seen, queue, total = set(), [root], 0
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen or isinstance(thing, ModuleType | type) or callable(thing):
+            continue
+        seen.add(id(thing))
+        total += sys.getsizeof(thing)
+        queue += gc.get_referents(thing)
+    return total
+
+
+def test_tally_reaches_back_and_tells_no_zeros() -> None:
+    tally: Tally[str] = Tally()
+    for series, window, number in (("a", 10, 2), ("a", 13, 1), ("a", 7, 5), ("b", 3, 1), ("a", 10, 1)):
+        tally.add(series, window, number)
+    assert sorted(tally) == [("a", 7, 5), ("a", 10, 3), ("a", 13, 1), ("b", 3, 1)]
 
 
 def test_definitions_file_asks_what_the_answers_are_to() -> None:

@@ -63,6 +63,18 @@ def test_the_screen_is_as_large_as_the_terminal(size: tuple[int, int], cohorts: 
     assert all(len(line.rstrip()) <= size[0] for line in lines)
 
 
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_screen_says_how_to_end_also_after_hours(width: int) -> None:
+    after_hours = replace(snapshot(), late=1_234_567, duplicates=567_890, rejected=56_789, too_late=23_456)
+    footer = drawn(after_hours, width, 24)[23]
+    assert footer.startswith("Ctrl-C ends · late")
+    assert "rejected 56,789" in footer
+
+
+def test_eighty_columns_hold_all_that_became_of_the_events() -> None:
+    assert drawn(snapshot(), 80, 24)[23].rstrip() == "Ctrl-C ends · late 3,107 · duplicates 1,207 · rejected 129 · too late 46"
+
+
 def test_eighty_columns_hold_six_kpis_the_funnel_and_two_weeks_of_cohorts() -> None:
     text = "\n".join(drawn(snapshot(), 80, 24))
     for part in (

@@ -736,6 +736,18 @@ def test_an_embedded_warehouse_outlives_its_process(key: str, tmp_path: Path) ->
         again.stop()
 
 
+def test_every_table_of_an_embedded_warehouse_removes_merged_parts_without_more_threads(key: str, tmp_path: Path) -> None:
+    host = SharedHost(str(tmp_path / "warehouse"))
+    try:
+        client = open_warehouse(host.url)
+        client.migrate()
+        tables = client.query("SELECT name, engine_full FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'")
+        assert {name for name, _ in tables} >= set(TABLES)
+        assert [name for name, engine in tables if "concurrent_part_removal_threshold = 1000000" not in engine] == []
+    finally:
+        host.stop()
+
+
 @pytest.fixture
 def server() -> Iterator[ClickHouseServer]:
     clickhouse_server.require()

@@ -37,6 +37,11 @@ def role(process: psutil.Process, root: int) -> str:
     return f"worker {process.pid}" if command.endswith("worker") else "other"
 
 
+def shows(said: IO[bytes]) -> bool:
+    """Until the demo finishes: then it reads every number at once."""
+    return b"finishing what was sent" not in Path(said.name).read_bytes()
+
+
 def sampled(demo: subprocess.Popen[bytes], samples: Samples, seconds: float) -> None:
     for process in (root := psutil.Process(demo.pid), *root.children(recursive=True)):
         try:
@@ -57,7 +62,8 @@ def watched(arguments: list[str], folder: Path) -> tuple[int, str, Samples, str]
             while demo.poll() is None:
                 if log is None and (found := next(folder.glob("*/workers.log"), None)):
                     log = found.open(errors="replace")  # open, it outlives its folder
-                sampled(demo, samples, time.monotonic() - began)
+                if shows(said):
+                    sampled(demo, samples, time.monotonic() - began)
                 try:
                     demo.wait(SAMPLE_SECONDS)
                 except subprocess.TimeoutExpired:

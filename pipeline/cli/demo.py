@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 
 from pipeline.cli.clients import Failed
+from pipeline.cli.stop import Stop
 
 LOOK_SECONDS = 1.0
 LOOK_SHARE, LOOK_MOST_SECONDS = 0.25, 3.0
@@ -83,7 +83,7 @@ class _Demo:
         self.show = show
         self.console = Console()
         self.on_screen = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.stop = threading.Event()
+        self.stop = Stop()
 
     def run(self) -> None:
         """Until a signal or the time is over; then finish, compare, say so. Raises Failed, RunFailed and what the parts raise."""

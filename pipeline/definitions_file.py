@@ -24,7 +24,7 @@ MOST_PREDICATES: Final = 512
 MOST_PERIODS: Final[dict[str, int]] = {"day": 366, "week": 104, "month": 60}
 LONGEST_MS: Final = 366 * DAY_MS
 
-__all__ = ["DEFAULT_FILE", "DefinitionsError", "load", "loads"]
+__all__ = ["DEFAULT_FILE", "DefinitionsError", "known_keys", "load", "loads"]
 
 
 def load(path: Path | None = None) -> Definitions:
@@ -47,7 +47,17 @@ def loads(text: str, name: str = "shopstream.toml") -> Definitions:
         raw = tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
         raise DefinitionsError(name, [f"is not TOML: {error}; strings need quotes, tables look like [[funnel]]"]) from error
-    problems = Problems(name)
+    return _definitions(raw, Problems(name))
+
+
+def known_keys(text: str) -> dict[str, tuple[str, str]]:
+    """Keys that can be written beside those in `text`, in the order they are read: what each takes, and its default. Raises DefinitionsError."""
+    problems = Problems("text")
+    _definitions(tomllib.loads(text, parse_float=Decimal), problems)
+    return problems.known
+
+
+def _definitions(raw: dict[str, Any], problems: Problems) -> Definitions:
     root = Table(raw, "", problems)
     settings = _settings(root)
     funnels = [_funnel(table) for table in root.tables("funnel")]
@@ -115,14 +125,15 @@ def _funnel(table: Table) -> Funnel:
 
 def _step(table: Table) -> Step:
     match = table.match()
-    step = Step(table.text("name", " or ".join(match.events)), match, table.flag("optional", False))
+    name = table.text("name", " or ".join(match.events), "a text; else the event's name")
+    step = Step(name, match, table.flag("optional", False))
     table.close()
     return step
 
 
 def _exclusion(table: Table, steps: int) -> Exclusion:
-    after = table.integer("after", 1, 1, max(steps - 1, 1))
-    before = table.integer("before", max(steps, 2), 2, max(steps, 2))
+    after = table.integer("after", 1, 1, max(steps - 1, 1), "the number of a step")
+    before = table.integer("before", max(steps, 2), 2, max(steps, 2), "the number of a later step; else the last one")
     if before <= after:
         table.problem("before", f"step {before} does not come after step {after}; `before` must be larger than `after`")
     exclusion = Exclusion(table.match(), after, before)
@@ -137,7 +148,7 @@ def _retention(table: Table) -> Retention:
         cohort=_match_in(table, "cohort", required=True),
         returning=_match_in(table, "return", required=False),
         period=period,
-        periods=table.integer("periods", 30, 1, MOST_PERIODS[period]),
+        periods=table.integer("periods", 30, 1, MOST_PERIODS[period], f"a whole number, at most {_listed(MOST_PERIODS)}"),
         breakdown=table.string_field("breakdown"),
         value=table.number_field("value"),
     )
@@ -152,6 +163,10 @@ def _match_in(table: Table, key: str, required: bool) -> Match:
     match = inner.match()
     inner.close()
     return match
+
+
+def _listed(most: dict[str, int]) -> str:
+    return ", ".join(f"{n} {unit}s" for unit, n in most.items())
 
 
 def _unique(kind: str, names: list[str], problems: Problems) -> None:

@@ -84,7 +84,7 @@ def _refuse(table: Table, key: str, refused: bool, why: str) -> None:
 def _formula(table: Table, name: str) -> Kpi:
     for key in ("aggregate", "event", "events", "where", "field", "within", "quantile"):
         _refuse(table, key, True, "a formula only names two other KPIs")
-    text = table.text("formula")
+    text = table.text("formula", what="two KPIs' names and one of + - / between them")
     parts = _FORMULA.fullmatch(text)
     if text and parts is None:
         table.problem("formula", f'"{text}" is no formula; write two KPIs and one of + - / like "gmv / buyers"')
@@ -103,7 +103,7 @@ def _dimensions(table: Table) -> tuple[str, ...]:
 
 def _windows(table: Table, default: tuple[str, ...]) -> Any:
     known: tuple[str, ...] = get_args(Window)
-    windows = table.texts("windows", default)
+    windows = table.texts("windows", default, f"a list of {', '.join(known)}")
     for window in windows:
         if window not in known:
             table.problem("windows", f'"{window}" is no window; {suggestion(window, known)}')

@@ -21,7 +21,9 @@ DAY_MS: Final = 86_400_000
 UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": DAY_MS, "w": 7 * DAY_MS}
 NO_DEFAULT: Final = -1
 LONGEST_NAME: Final = 128
+REQUIRED: Final = "required"
 _DURATION: Final = re.compile(r"([0-9]{1,12})(ms|s|m|h|d|w)")
+_NUMBERS: Final = re.compile(r"\[\d+\]")
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
 _STRING_OPS: Final = ("eq", "ne")
 _NUMBER_OPS: Final[tuple[Op, ...]] = ("eq", "ne", "gt", "gte", "lt", "lte")
@@ -42,6 +44,8 @@ class Problems:
 
     name: str
     errors: list[str] = field(default_factory=list)
+    known: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Every key that was asked for, without numbers: (what it takes, default as the file would write it; '' where there is none)."""
 
     def add(self, key: str, text: str) -> None:
         self.errors.append(f"{key}: {text}" if key else text)
@@ -83,8 +87,9 @@ class Table:
         for key in self.raw.keys() - self.asked:
             self.problem(key, f"unknown key; {suggestion(key, self.asked)}")
 
-    def _get(self, key: str) -> Any:
+    def _get(self, key: str, what: str, default: str = "") -> Any:
         self.asked.add(key)
+        self.problems.known.setdefault(_NUMBERS.sub("", f"{self.path}.{key}").strip("."), (what, default))
         return self.raw.get(key)
 
     def _wrong(self, key: str, wanted: str, value: Any) -> None:
@@ -94,14 +99,14 @@ class Table:
 
     def table(self, key: str) -> Table:
         """The table under `key`; an empty one when it is absent."""
-        value = self._get(key)
+        value = self._get(key, "a table")
         if value is not None and not isinstance(value, dict):
             self._wrong(key, "a table; write [section] or { key = value }", value)
         return Table(value if isinstance(value, dict) else {}, f"{self.path}.{key}".strip("."), self.problems)
 
     def tables(self, key: str) -> list[Table]:
         """The array of tables under `key`; paths count from 1."""
-        value = self._get(key)
+        value = self._get(key, "an array of tables")
         if value is None:
             return []
         if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
@@ -111,8 +116,8 @@ class Table:
 
     # --- values ---------------------------------------------------------------------------------------------------------
 
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._get(key)
+    def text(self, key: str, default: str | None = None, what: str = "a text") -> str:
+        value = self._get(key, what, REQUIRED if default is None else _quoted(default))
         if value is None:
             if default is None:
                 self.problem(key, f'is missing; add {key} = "…"')
@@ -122,8 +127,8 @@ class Table:
             return default or ""
         return value
 
-    def texts(self, key: str, default: Sequence[str]) -> tuple[str, ...]:
-        value = self._get(key)
+    def texts(self, key: str, default: Sequence[str], what: str = "a list of texts") -> tuple[str, ...]:
+        value = self._get(key, what, f"[{', '.join(map(_quoted, default))}]" if default else "")
         if value is None:
             return tuple(default)
         values = [value] if isinstance(value, str) else value
@@ -133,26 +138,26 @@ class Table:
         return tuple(values)
 
     def name(self) -> str:
-        name = self.text("name")
+        name = self.text("name", what=f"at most {LONGEST_NAME} printable characters, each name once")
         if len(name) > LONGEST_NAME or not name.isprintable():
             self._wrong("name", f"a name; use at most {LONGEST_NAME} printable characters", name)
         return name
 
     def choice(self, key: str, known: Sequence[str], default: str | None = None) -> Any:
-        value = self.text(key, default)
+        value = self.text(key, default, f"one of {', '.join(known)}")
         if value and value not in known:
             self.problem(key, f'"{value}" is unknown; {suggestion(value, known)}')
         return value if value in known else default or known[0]
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self._get(key)
+        value = self._get(key, "true or false", str(default).lower())
         if value is not None and not isinstance(value, bool):
             self._wrong(key, "true or false", value)
             return default
         return default if value is None else value
 
-    def integer(self, key: str, default: int, least: int, most: int) -> int:
-        value = self._get(key)
+    def integer(self, key: str, default: int, least: int, most: int, what: str = "") -> int:
+        value = self._get(key, what or f"a whole number from {least} to {most}", str(default))
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -162,7 +167,7 @@ class Table:
 
     def share(self, key: str) -> float:
         """A number above 0 and below 1."""
-        value = self._get(key)
+        value = self._get(key, "a number between 0 and 1", REQUIRED)
         if value is None:
             self.problem(key, f"is missing; add {key} = 0.5 for the median")
         elif isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 < value < 1:
@@ -173,7 +178,9 @@ class Table:
 
     def duration(self, key: str, default: int, least: int, most: int) -> int:
         """Milliseconds of "90s", "24h"…; without a default (NO_DEFAULT) the key is required."""
-        value = self._get(key)
+        value = self._get(
+            key, f"a duration, {shown_ms(least)} to {shown_ms(most)}", REQUIRED if default == NO_DEFAULT else _quoted(shown_ms(default))
+        )
         if value is None:
             if default == NO_DEFAULT:
                 self.problem(key, f'is missing; add {key} = "1d"')
@@ -189,7 +196,7 @@ class Table:
         return ms
 
     def time_zone(self, key: str, default: str) -> str:
-        value = self.text(key, default)
+        value = self.text(key, default, "an IANA time zone")
         try:
             ZoneInfo(value)
         except (KeyError, OSError, ValueError):  # not known; a folder of the database; no such path
@@ -203,7 +210,7 @@ class Table:
         return default
 
     def currency(self, key: str, default: str) -> str:
-        value = self.text(key, default)
+        value = self.text(key, default, "an ISO 4217 code")
         if not _CURRENCY.fullmatch(value):
             self.problem(key, f'"{value}" is no currency code; write three capital letters (ISO 4217) like "EUR"')
             return default
@@ -212,13 +219,13 @@ class Table:
     # --- fields and conditions ------------------------------------------------------------------------------------------
 
     def string_field(self, key: str) -> str | None:
-        return self._field(key, STRING_FIELDS, NUMBER_FIELDS, "a number, a text field is needed here")
+        return self._field(key, "a text field of the event", STRING_FIELDS, NUMBER_FIELDS, "a number, a text field is needed here")
 
     def number_field(self, key: str) -> str | None:
-        return self._field(key, NUMBER_FIELDS, STRING_FIELDS, "a text, a number field is needed here")
+        return self._field(key, "a number field of the event", NUMBER_FIELDS, STRING_FIELDS, "a text, a number field is needed here")
 
-    def _field(self, key: str, fields: Iterable[str], others: Iterable[str], why_not: str) -> str | None:
-        value = self._get(key)
+    def _field(self, key: str, what: str, fields: Iterable[str], others: Iterable[str], why_not: str) -> str | None:
+        value = self._get(key, what)
         if value is None:
             return None
         if not isinstance(value, str):
@@ -233,7 +240,7 @@ class Table:
 
     def string_fields(self, key: str) -> tuple[str, ...]:
         """Names of distinct text fields."""
-        names = self.texts(key, ())
+        names = self.texts(key, (), "a list of text fields of the event")
         for name in names:
             if name not in STRING_FIELDS:
                 what = (
@@ -256,15 +263,16 @@ class Table:
             events: tuple[str, ...] = (ANY_EVENT,)
         elif self.has("events"):
             self.asked.add("event")
-            events = self.texts("events", (ANY_EVENT,))
+            events = self.texts("events", (), "a list of events' names, instead of `event`") or (ANY_EVENT,)
         else:
             self.asked.add("events")
-            events = (self.text("event"),)
+            events = (self.text("event", what='an event\'s name, or "*" for every event; or `events`, a list of names'),)
         if ANY_EVENT in events and len(events) > 1:
             self.problem("events", '"*" already means every event; leave the others out')
         return Match(tuple(sorted(set(events))), self._where())
 
     def _where(self) -> tuple[Filter, ...]:
+        self._get("where", "conditions on fields of the event")
         where = self.table("where")
         filters: list[Filter] = []
         for name, condition in where.raw.items():
@@ -309,6 +317,10 @@ def _number_filters(where: Table, name: str, condition: Any) -> list[Filter]:
     if isinstance(condition, dict) and not condition:
         where.problem(name, "has no condition; write { gte = 10 }")
     return filters
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
 
 
 def _shown(value: Any) -> str:

@@ -61,7 +61,7 @@ def test_help_lists_the_verbs() -> None:
     assert {"setup", "sample", "demo", "test", "test-faults", "lint", "bench"} <= set(re.findall(r"make ([a-z-]+)", shown))
 
 
-@pytest.mark.parametrize("page", ["settings.md", "commands.md", "metrics.md"])
+@pytest.mark.parametrize("page", ["definitions.md", "settings.md", "commands.md", "metrics.md"])
 def test_reference_is_what_the_code_says(page: str) -> None:
     make = runpy.run_path(str(ROOT / "docs" / "reference" / "make.py"))
     assert (ROOT / "docs" / "reference" / page).read_text() == make["PAGES"][page](), "run `python docs/reference/make.py`"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -28,6 +27,7 @@ from pipeline.definitions import Definitions
 from pipeline.partition import Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused, Warehouse
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
+from pipeline.streaming.memory import keep_small, settle
 from pipeline.streaming.owner import Owner, end_process
 from pipeline.streaming.readings import WorkerState
 from pipeline.streaming.tables import OwnedTables
@@ -43,8 +43,6 @@ END_OF_INPUT = signal.SIGUSR1
 """`shopstream run` sends it once everything is applied."""
 STOP_SECONDS = 60
 REVOKED_SECONDS = 20
-GC_THRESHOLDS = (100_000, 50, 1000)
-"""A fetch makes 16,000 records a partition, none of them in a cycle: at Python's default of 700 the collector walks them again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +214,7 @@ async def _warmed_up(definitions: Definitions) -> None:
     log.info("warming up: kernels are compiled, or loaded from the cache")
     threading.Thread(target=work, name="warm-up", daemon=True).start()
     await done
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    settle()
 
 
 async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder: Feeder, watchdog: Watchdog, stop: asyncio.Event) -> int:
@@ -229,7 +226,7 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
     app.finalize()
     await app.start()
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run()]
+    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run(), keep_small()]
     if options.stuck_seconds:
         works.append(LoopGuard(options.stuck_seconds).run())
     tasks = [asyncio.create_task(work) for work in works]

@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from pipeline.changelog import ChangelogError
 from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
-from pipeline.streaming.changelog import TRANSACTION_SECONDS, transact
+from pipeline.streaming.changelog import transact
 from pipeline.streaming.faults import reach
 from pipeline.streaming.owner import Owned, Owner
 from pipeline.telemetry.metrics import FLUSH_SECONDS, INSERT_SECONDS, INSERTED_ROWS, SINK_ERRORS, SINK_RETRIES
@@ -81,7 +81,8 @@ class Flusher:
             began = time.monotonic()
             reach("before_commit")
             try:
-                first = await asyncio.wait_for(transact(owned.producer, flush.records, self.owner.topics.changelog), TRANSACTION_SECONDS)
+                work = transact(owned.producer, flush.records, self.owner.topics.changelog)
+                first = await asyncio.wait_for(work, self.owner.transaction_seconds)
             except Exception as error:
                 if self.owner.owned.get(number) is owned:
                     self.owner.lost(number, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -101,7 +101,7 @@ def test_events_deleted_by_retention_before_they_were_read_stop_the_worker(build
     rig = build()
     half_way_and_stopped(rig)
     rig.produce(0.9)
-    delete_all_records(rig, rig.topics.clickstream)
+    delete_all_records(rig, rig.topics.clickstream, range(PARTITIONS))
     worker = rig.start()
     assert worker.wait(60) == 1, rig.log
     assert "were deleted by the topic's retention before they were read" in rig.log
@@ -114,22 +114,24 @@ def test_events_deleted_by_retention_before_they_were_read_stop_the_worker(build
     assert rig.applied() > before, "it goes on with what is there"
 
 
-def delete_all_records(rig: Rig, topic: str) -> None:
+def delete_all_records(rig: Rig, topic: str, partitions: Iterable[int]) -> None:
     consumer = KafkaConsumer(bootstrap_servers=[rig.bootstrap])
-    ends = consumer.end_offsets([TopicPartition(topic, p) for p in range(PARTITIONS)])
+    ends = consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
     consumer.close()
     client = admin(rig)
     client.delete_records({tp: end for tp, end in ends.items() if end})
     client.close()
 
 
-def test_emptied_changelog_stops_the_worker(build: Build) -> None:
+@pytest.mark.parametrize("partitions", [range(PARTITIONS), [0]], ids=["all", "one"])
+def test_emptied_changelog_stops_the_worker(build: Build, partitions: Iterable[int]) -> None:
     rig = build()
     half_way_and_stopped(rig)
-    delete_all_records(rig, rig.topics.changelog)
+    delete_all_records(rig, rig.topics.changelog, partitions)
     worker = rig.start()
     assert worker.wait(60) == 1, rig.log
-    assert "the state is gone" in rig.log
+    assert "all were deleted. The state is gone" in rig.log
+    assert "under another app id" in rig.log
 
 
 def test_deleted_changelog_stops_the_worker(build: Build) -> None:

@@ -39,7 +39,7 @@ def forgetful() -> Iterator[EmbeddedKafka]:
 
 
 @pytest.fixture
-def build_forgetful(build_forgetful: Build) -> Build:
+def build_forgetful(build: Build, forgetful: EmbeddedKafka) -> Build:
     return lambda: build(bootstrap=forgetful.bootstrap, settings={"SHOPSTREAM_TRANSACTION_SECONDS": "20"})
 
 

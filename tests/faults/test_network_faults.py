@@ -92,8 +92,8 @@ def test_connections_reset_again_and_again(build: Build, far: Far) -> None:
     rig.produce_aside(0.3)
     rig.while_applying()
     over = time.monotonic() + RESETS_SECONDS
-    rig.produce_aside(0.8)
-    while time.monotonic() < over:
+    while (left := over - time.monotonic()) > 0:
+        rig.produce_aside(0.9 - 0.6 * left / RESETS_SECONDS)
         time.sleep(rig.random.expovariate(1.0))
         far.proxy.cut_all()
     rig.produce_aside(1)

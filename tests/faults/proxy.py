@@ -53,6 +53,15 @@ class Proxy:
         """The network is back: all that was held arrives."""
         self._loop.call_soon_threadsafe(self._passing.set)
 
+    def forget(self) -> None:
+        """A router has lost its table: nothing passes any more on the connections that are open, and nobody is told. New ones pass."""
+        self._loop.call_soon_threadsafe(self._forget)
+
+    def _forget(self) -> None:
+        self._passing.clear()
+        self._passing = asyncio.Event()
+        self._passing.set()
+
     def _abort(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
@@ -87,13 +96,14 @@ class Proxy:
             end.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cutting: asyncio.Event, from_client: bool) -> None:
+        passing = self._passing
         on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS_ON_THE_WAY)
         reading = asyncio.create_task(self._read(reader, on_the_way))
         try:
             while True:
                 due, data = await on_the_way.get()
                 await asyncio.sleep(due - self._loop.time())
-                await self._passing.wait()
+                await passing.wait()
                 if not data:
                     return
                 if from_client and self.cut_reply_after is not None and self.cut_reply_after(data):

@@ -70,6 +70,20 @@ def test_worker_cut_off_for_longer_than_its_session_changes_nothing_afterwards(b
     rig.check()
 
 
+def test_connections_that_are_dead_without_a_word(build: Build, far: Far) -> None:
+    """Nobody hangs up, nothing arrives: each request must have a time limit of its own."""
+    rig = build(bootstrap=far.near)
+    workers = [rig.start(SHOPSTREAM_BROKER=far.far), rig.start(SHOPSTREAM_BROKER=far.far)]
+    rig.produce_aside(0.6)
+    rig.while_applying()
+    far.proxy.forget()
+    rig.produce_aside(1)
+    rig.settle()
+    assert all(worker.poll() is None for worker in workers), rig.log
+    rig.stop_workers()
+    rig.check()
+
+
 def test_slow_network_costs_time_only(build: Build, far: Far) -> None:
     rig = build(bootstrap=far.near)
     far.proxy.delay_seconds = LATENCY_SECONDS

@@ -47,7 +47,9 @@ _decode_part = msgspec.msgpack.Decoder(Part).decode
 _decode_head = msgspec.msgpack.Decoder(_Head).decode
 
 
-REMEDY = "The state is gone: bring the topic back from a backup (`shopstream restore`), or rebuild under another app id, into another database."
+REMEDY = (
+    "The state is gone: bring the topic back from a backup (`shopstream restore`), or rebuild under another app id, into another database."
+)
 
 
 class ChangelogError(Exception):

@@ -27,6 +27,9 @@ log = logging.getLogger("shopstream.changelog")
 
 TRANSACTION_SECONDS = 60.0
 ANSWER_SECONDS = 60
+REQUEST_SECONDS = 10
+"""Of one request of a transaction, which is then sent again on a new connection. aiokafka's 40 s twice, on the two connections that are dead when a router
+has forgotten them, would be more than a transaction has."""
 STOP_SECONDS = 5
 STALL_SECONDS = 60
 
@@ -63,6 +66,7 @@ async def fence(client: dict[str, Any], transactional_id: str, transaction_secon
         **client,
         transactional_id=transactional_id,
         transaction_timeout_ms=round(transaction_seconds * 1000),
+        request_timeout_ms=REQUEST_SECONDS * 1000,
         max_request_size=LARGEST_MESSAGE,
         max_batch_size=1 << 20,
         acks="all",
@@ -139,9 +143,7 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
         await consumer.stop()
     reach("restore")
     if recovery.end > 0 and not records and recovery.begin > 0:
-        raise ChangelogError(
-            f"{tp.topic}[{tp.partition}] held {recovery.end} records and all were deleted. {REMEDY}"
-        )
+        raise ChangelogError(f"{tp.topic}[{tp.partition}] held {recovery.end} records and all were deleted. {REMEDY}")
     return records
 
 

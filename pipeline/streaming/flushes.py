@@ -55,7 +55,9 @@ class Flusher:
             await asyncio.sleep(self.options.interval_seconds)
             if not self.owner.held:
                 await self._look_at_ends()
-                await self.flush()
+                await asyncio.shield(
+                    self.flush()
+                )  # an end that comes in the middle waits for the transactions: `flush` has one turn at a time
                 await self._tell_group()
 
     def end_of_input(self) -> None:

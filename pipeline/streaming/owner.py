@@ -23,7 +23,18 @@ from pipeline.definitions import Definitions
 from pipeline.partition import BrakesOn, Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused
 from pipeline.streaming.account import Account
-from pipeline.streaming.changelog import ANSWER_SECONDS, TRANSACTION_SECONDS, Records, Recovery, TransactionRefused, delete_before, fence, grew, read_to_end, stop_producer
+from pipeline.streaming.changelog import (
+    ANSWER_SECONDS,
+    TRANSACTION_SECONDS,
+    Records,
+    Recovery,
+    TransactionRefused,
+    delete_before,
+    fence,
+    grew,
+    read_to_end,
+    stop_producer,
+)
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
 from pipeline.topic_names import Topics

@@ -55,9 +55,7 @@ class Flusher:
             await asyncio.sleep(self.options.interval_seconds)
             if not self.owner.held:
                 await self._look_at_ends()
-                await asyncio.shield(
-                    self.flush()
-                )  # an end that comes in the middle waits for the transactions: `flush` has one turn at a time
+                await asyncio.shield(self.flush())  # the last flush, at an end that comes in the middle, has its turn after it
                 await self._tell_group()
 
     def end_of_input(self) -> None:
@@ -93,7 +91,7 @@ class Flusher:
             owned.partition.committed(flush)
             owned.account.committed()
             self.owner.meter.observe(FLUSH_SECONDS, time.monotonic() - began)
-            if flush.snapshot and first:
+            if flush.snapshot and first is not None and first > 0:  # an offset that is not known is -1, which to Kafka means all there is
                 self.owner.forget_before(number, first)
 
     async def _look_at_ends(self) -> None:

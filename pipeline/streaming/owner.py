@@ -175,7 +175,7 @@ class Owner:
         def tell(state: RetryCallState) -> None:
             log.warning("partition %d: not taken over yet, trying again: %r", number, state.outcome and state.outcome.exception())
 
-        return AsyncRetrying(retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=tell)
+        return AsyncRetrying(retry=retry_if_exception(is_transient), wait=wait_exponential_jitter(0.2, 10), before_sleep=tell)
 
     async def _take(self, number: int) -> None:
         self.recoveries[number] = recovery = Recovery()
@@ -319,7 +319,7 @@ class Owner:
             end_process(f"the worker ends: {error}", error)
 
 
-def _passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether it is worth trying again: Kafka is away, or the group has not settled."""
     if isinstance(error, KafkaError):
         return "AuthorizationFailed" not in type(error).__name__

@@ -78,7 +78,7 @@ class Flusher:
             if flush is None:
                 return
             owned.account.snapshot()
-            began = time.monotonic()
+            began = owned.began = time.monotonic()
             reach("before_commit")
             try:
                 work = transact(owned.producer, flush.records, self.owner.topics.changelog)
@@ -87,6 +87,8 @@ class Flusher:
                 if self.owner.owned.get(number) is owned:
                     self.owner.lost(number, error)
                 return
+            finally:
+                owned.began = None
             reach("after_commit")
             owned.partition.committed(flush)
             owned.account.committed()

@@ -57,6 +57,7 @@ class Owned:
     braked: set[str] = field(default_factory=set)
     last_run: dict[str, float] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    began: float | None = None  # its open transaction, monotonic seconds
 
 
 class Owner:

@@ -70,6 +70,7 @@ def test_broker_killed_and_started_again(build: Build, fragile: EmbeddedKafka, s
     assert all(worker.poll() is None for worker in workers), rig.log
     rig.stop_workers()
     rig.check()
+    assert rig.log.count("\n") < 600, "an outage does not flood the log"
 
 
 @pytest.fixture

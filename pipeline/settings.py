@@ -52,6 +52,13 @@ class Settings(BaseSettings):
     session_seconds: float = Field(
         10, ge=1, le=300, description="Kafka's session timeout: how long a killed worker's partitions stay unowned"
     )
+    transaction_seconds: float = Field(
+        60,
+        ge=1,
+        le=3600,
+        description="how long a transaction of a partition may take, Kafka aborts it then: more for a large state and a slow network, at most the broker's "
+        "transaction.max.timeout.ms (15 minutes by default)",
+    )
     accept_deleted_events: bool = Field(
         False, description="go on where retention has deleted events that were not read yet, instead of stopping"
     )

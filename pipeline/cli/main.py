@@ -112,6 +112,7 @@ def worker(
     """
     import time
 
+    from pipeline.cli.quiet import OnceInAWhile
     from pipeline.sinks.catalog import install
     from pipeline.streaming.app import run_worker
 
@@ -120,6 +121,8 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for noisy in ("faust", "mode", "aiokafka", "kafka", "numba", "pipeline.streaming"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(OnceInAWhile(("faust", "mode", "aiokafka", "asyncio")))
     wanted = load_definitions(settings.definitions)
     opened = open_configured(settings)
     patiently(lambda: install(opened, wanted, int(time.time() * 1000)))

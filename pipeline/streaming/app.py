@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import faust
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError
 from faust.types.auth import AuthProtocol
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
@@ -26,6 +27,7 @@ from agents import bind_agents
 from pipeline.definitions import Definitions
 from pipeline.partition import Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused, Warehouse
+from pipeline.streaming.changelog import TRANSACTION_SECONDS
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.memory import keep_small, settle
 from pipeline.streaming.owner import Owner, end_process
@@ -35,7 +37,7 @@ from pipeline.streaming.watchdog import LoopGuard, Watchdog, probe_seconds
 from pipeline.telemetry.prometheus import CONTENT_TYPE, Exposition
 from pipeline.telemetry.server import serving
 from pipeline.topic_names import Topics
-from pipeline.topics import TopicsError
+from pipeline.topics import TopicsError, check_keeps_all
 
 log = logging.getLogger("shopstream.worker")
 
@@ -87,6 +89,7 @@ class WorkerOptions:
     flush: FlushOptions = FlushOptions()
     session_seconds: float = 10.0
     accept_deleted: bool = False
+    transaction_seconds: float = TRANSACTION_SECONDS
     stop_sink_seconds: float = 10.0  # how long an orderly end waits for the warehouse
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0  # none
@@ -118,7 +121,9 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
         autodiscover=False,
     )
     client = {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()}
-    owner = app.tables.owner = Owner(client, definitions, options.topics, options.partition, options.accept_deleted)
+    owner = app.tables.owner = Owner(
+        client, definitions, options.topics, options.partition, options.accept_deleted, options.transaction_seconds
+    )
     bind_agents(app, options.topics, owner)
     return app
 
@@ -248,7 +253,8 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
 
 
 async def _meet_kafka(options: WorkerOptions) -> None:
-    """Until Kafka answers. Raises TopicsError when topics are missing."""
+    """Until Kafka answers. Raises TopicsError when topics are missing, or when the changelog's configuration would lose state."""
+    names = options.topics
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type((KafkaConnectionError, OSError)),
         wait=wait_exponential_jitter(0.5, 10),
@@ -259,12 +265,22 @@ async def _meet_kafka(options: WorkerOptions) -> None:
             try:
                 await admin.start()
                 there = await admin.list_topics()
+                kept = await _configs(admin, names.changelog) if names.changelog in there else {}
             finally:
                 await admin.close()
-    names = options.topics
     missing = {*names.sources, *names.rejected, names.changelog} - set(there)
     if missing:
         raise TopicsError(f"there is no topic {', '.join(sorted(missing))} at {options.bootstrap}: create them with `shopstream topics`")
+    check_keeps_all(names.changelog, kept)
+
+
+async def _configs(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    """Of the topic; empty when this user may not look, which `shopstream topics` must then have done."""
+    (response,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    ((code, message, _, _, entries),) = response.resources
+    if code:
+        log.warning("the configuration of %s is not known, whether it keeps everything is not checked: %s", topic, message)
+    return {name: value for name, value, *_ in entries}
 
 
 async def _crashed(app: faust.App) -> None:

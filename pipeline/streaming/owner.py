@@ -23,7 +23,18 @@ from pipeline.definitions import Definitions
 from pipeline.partition import BrakesOn, Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused
 from pipeline.streaming.account import Account
-from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, grew, read_to_end, stop_producer
+from pipeline.streaming.changelog import (
+    ANSWER_SECONDS,
+    TRANSACTION_SECONDS,
+    Records,
+    Recovery,
+    TransactionRefused,
+    delete_before,
+    fence,
+    grew,
+    read_to_end,
+    stop_producer,
+)
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
 from pipeline.topic_names import Topics
@@ -46,19 +57,27 @@ class Owned:
     braked: set[str] = field(default_factory=set)
     last_run: dict[str, float] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    began: float | None = None  # its open transaction, monotonic seconds
 
 
 class Owner:
     """All partitions of one worker."""
 
     def __init__(
-        self, client: dict[str, Any], definitions: Definitions, topics: Topics, options: Options, accept_deleted: bool = False
+        self,
+        client: dict[str, Any],
+        definitions: Definitions,
+        topics: Topics,
+        options: Options,
+        accept_deleted: bool = False,
+        transaction_seconds: float = TRANSACTION_SECONDS,
     ) -> None:
         self.client = client  # aiokafka's bootstrap_servers and security arguments
         self.definitions = definitions
         self.topics = topics
         self.options = options
         self.accept_deleted = accept_deleted
+        self.transaction_seconds = transaction_seconds
         self.owned: dict[int, Owned] = {}
         self.wanted: set[int] = set()  # what the group has assigned to us
         self.held = True  # while the group rebalances, nothing is read or flushed
@@ -157,16 +176,16 @@ class Owner:
         def tell(state: RetryCallState) -> None:
             log.warning("partition %d: not taken over yet, trying again: %r", number, state.outcome and state.outcome.exception())
 
-        return AsyncRetrying(retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=tell)
+        return AsyncRetrying(retry=retry_if_exception(is_transient), wait=wait_exponential_jitter(0.2, 10), before_sleep=tell)
 
     async def _take(self, number: int) -> None:
         self.recoveries[number] = recovery = Recovery()
-        producer = await fence(self.client, f"{self.topics.app_id}-{number}")  # so the changelog's end is the end
+        producer = await fence(self.client, f"{self.topics.app_id}-{number}", self.transaction_seconds)  # so the changelog's end is the end
         try:
             partition = Partition(number, await self._count_partitions(producer), self.definitions, self.topics, self.options)
             records = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery)
             if records:
-                await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
+                await self._restore(partition, records)
             elif self.emptied is not None:
                 await self._begin_anew(self.emptied, number, recovery)
         except BaseException:
@@ -178,6 +197,12 @@ class Owner:
             "partition %d: taken over at %s, %d changelog records, %.2f s", number, partition.positions, len(records), recovery.seconds
         )
 
+    async def _restore(self, partition: Partition, records: Records) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
+        except ChangelogError as error:
+            raise ChangelogError(f"{self.topics.changelog}[{partition.number}]: {error}") from None
+
     async def _begin_anew(self, emptied: Callable[[int], Coroutine[Any, Any, None]], number: int, recovery: Recovery) -> None:
         try:
             await emptied(number)
@@ -188,7 +213,7 @@ class Owner:
 
     async def _count_partitions(self, producer: Any) -> int:
         """Partitions of the source topics, asked of the broker: with a wrong count every user would seem to be in the wrong place."""
-        counts = {topic: len(await asyncio.wait_for(producer.partitions_for(topic), TRANSACTION_SECONDS)) for topic in self.topics.sources}
+        counts = {topic: len(await asyncio.wait_for(producer.partitions_for(topic), ANSWER_SECONDS)) for topic in self.topics.sources}
         if len(set(counts.values())) != 1:
             raise RuntimeError(
                 f"the source topics need the same number of partitions, but have {counts}. Check them with `shopstream topics`."
@@ -295,15 +320,15 @@ class Owner:
             end_process(f"the worker ends: {error}", error)
 
 
-def _passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether it is worth trying again: Kafka is away, or the group has not settled."""
     if isinstance(error, KafkaError):
-        return not type(error).__name__.endswith("AuthorizationFailedError")
+        return "AuthorizationFailed" not in type(error).__name__
     return isinstance(error, (asyncio.TimeoutError, OSError))
 
 
 def end_process(message: str, error: BaseException | None = None) -> None:
     """Say so and end at once. Nothing is lost, a restart is exact; an orderly end could hang on what is broken. The trace is shown for bugs only."""
-    log.critical(message, exc_info=None if isinstance(error, (SinkRefused, ChangelogError)) else error)
+    log.critical(message, exc_info=None if isinstance(error, (SinkRefused, ChangelogError, TransactionRefused)) else error)
     logging.shutdown()
     os._exit(1)

@@ -115,6 +115,20 @@ def test_worker_kills_itself_at(build: Build, point: str) -> None:
     rig.finish()
 
 
+def test_worker_ended_in_a_transaction_finishes_it(build: Build) -> None:
+    rig = build()
+    worker = rig.start(SHOPSTREAM_FAULT=f"in_transaction:{rig.random.randint(1, 4)}:stop")
+    rig.produce(0.6)
+    rig.wait_until_frozen(worker)
+    worker.terminate()
+    worker.send_signal(signal.SIGCONT)
+    assert worker.wait(60) == 0, rig.log
+    assert "its transaction failed" not in rig.log
+    rig.start()
+    rig.produce_aside(1)
+    rig.finish()
+
+
 def test_worker_kills_itself_during_restore(build: Build) -> None:
     rig = build()
     worker = rig.start()

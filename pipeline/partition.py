@@ -19,6 +19,7 @@ from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, NamedArrays, Rea
 from pipeline.columns import I64, Columns
 from pipeline.decode import ORIGIN_HEADER, REKEYED_HEADER, Decoded, Decoder, Record, Reject
 from pipeline.definitions import Definitions
+from pipeline.steps import TornState, step
 from pipeline.tables.board import Board, next_generations
 from pipeline.topic_names import Topics
 from schemas.rejects import Reason, RejectedRecord
@@ -126,7 +127,7 @@ class _Captured(NamedTuple):
 
 
 class Partition:
-    """One partition's state and its place in the logs. Methods never block and never wait."""
+    """One partition's state and its place in the logs. Methods never block and never wait; after a step that failed half way they raise TornState."""
 
     def __init__(
         self, number: int, partitions: int, definitions: Definitions, topics: Topics | None = None, options: Options | None = None
@@ -140,6 +141,7 @@ class Partition:
         self.sunk_flush = 0  # newest flush the sink confirmed
         self.horizon = 0
         self.states: dict[str, TopicState] = {}
+        self.torn = ""
         self.idle: set[str] = set()  # topics that hold no watermark back, set by the driver
         self._start(Board([definitions]))
         self._beyond: dict[str, int] = {}
@@ -183,6 +185,7 @@ class Partition:
 
     # --- intake ---------------------------------------------------------------------------------------------------------
 
+    @step(BrakesOn, ContinuityError)
     def offer(self, run: Run) -> None:
         """Apply a run. Raises ContinuityError, or BrakesOn (then nothing of the run was applied)."""
         state = self.states.get(run.topic) or TopicState()
@@ -275,8 +278,11 @@ class Partition:
 
     # --- flush ----------------------------------------------------------------------------------------------------------
 
+    @step()
     def snapshot(self) -> Flush | None:
-        """All that changed since the last flush, at one instant; None when nothing did."""
+        """All that changed since the last flush, at one instant; None when nothing did. Raises TornState when the last one was never committed."""
+        if self._captured is not None:
+            raise TornState(f"flush {self._captured.n} was taken and not committed: the changelog lacks it")
         pending = self._pending
         horizon = max(self.horizon, self.watermark - self.definitions.lateness_ms)
         if not pending.moved and horizon == self.horizon:  # a topic that became idle moves the horizon without an event
@@ -338,6 +344,7 @@ class Partition:
             progress.append((topic, self.number, reached, watermark, s.applied, s.duplicates, s.rejected, s.too_late, s.rekeyed, n))
         self._captured = _Captured(n, cells.keys[rows], cells.values[rows], cells.versions[rows], list(self._rejects), progress)
 
+    @step()
     def committed(self, flush: Flush) -> None:
         """The transaction of `flush` is committed: its values may go to the sink."""
         if self._captured is None or self._captured.n != flush.n:
@@ -368,6 +375,7 @@ class Partition:
 
     # --- restore --------------------------------------------------------------------------------------------------------
 
+    @step()
     def restore(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
         """Take over from the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError."""
         reader = Reader()

@@ -186,6 +186,9 @@ def main() -> None:
     except failures() as error:
         _say("failed", error)
         raise SystemExit(1) from None
+    except MemoryError:
+        _say("failed", MemoryError("out of memory: give the process more of it, then start it again. Nothing is lost"))
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

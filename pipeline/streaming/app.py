@@ -27,8 +27,9 @@ from agents import bind_agents
 from pipeline.definitions import Definitions
 from pipeline.partition import Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused, Warehouse
+from pipeline.streaming.ending import end_process, end_when_out_of_memory
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
-from pipeline.streaming.owner import Owner, end_process
+from pipeline.streaming.owner import Owner
 from pipeline.streaming.readings import WorkerState
 from pipeline.streaming.tables import OwnedTables
 from pipeline.streaming.watchdog import LoopGuard, Watchdog, probe_seconds
@@ -170,6 +171,7 @@ class _WarmUp(NamedTuple):
 
 async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
     loop = asyncio.get_running_loop()
+    end_when_out_of_memory(loop)
     stop = asyncio.Event()
     folder = tempfile.TemporaryDirectory(prefix="shopstream-faust-")
     app = create_app(options, definitions, folder.name)
@@ -274,7 +276,7 @@ async def _crashed(app: faust.App) -> None:
     """Ends with an error as soon as a service of Faust's has crashed."""
     while not app.crashed:  # noqa: ASYNC110  Faust tells nobody
         await asyncio.sleep(0.2)
-    raise RuntimeError(f"Faust crashed: {app.crash_reason!r}")
+    raise RuntimeError(f"Faust crashed: {app.crash_reason!r}") from app.crash_reason
 
 
 async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, sink_seconds: float) -> None:

@@ -28,7 +28,7 @@ def step(*unchanged: type[Exception]) -> Callable[[Callable[Concatenate[S, P], R
     """Marks a method that changes the state; exceptions in `unchanged` are raised before it has changed anything. Raises TornState after any other."""
 
     def mark(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-        def taken(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        def taken(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             if self.torn:
                 raise TornState(f"{self.torn} failed half way before: the state in memory is not used any more")
             self.torn = method.__name__

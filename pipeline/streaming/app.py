@@ -24,6 +24,7 @@ from faust.types.auth import AuthProtocol
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
 from agents import bind_agents
+from pipeline.cache import FolderError, kernel_cache
 from pipeline.definitions import Definitions
 from pipeline.partition import Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused, Warehouse
@@ -173,7 +174,7 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
     loop = asyncio.get_running_loop()
     end_when_out_of_memory(loop)
     stop = asyncio.Event()
-    folder = tempfile.TemporaryDirectory(prefix="shopstream-faust-")
+    folder = _temporary_folder()
     app = create_app(options, definitions, folder.name)
     owner: Owner = app.tables.owner
     flusher, feeder = Flusher(owner, options.flush), Feeder(owner, warehouse, options.flush)
@@ -193,6 +194,13 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
     return code
 
 
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="shopstream-faust-")
+    except OSError as error:
+        raise FolderError(f"no temporary folder can be made ({error}): make room, or name another place with TMPDIR") from None
+
+
 async def _warmed_up(definitions: Definitions) -> None:
     """`warm_up` in a thread of its own, which an end does not wait for: compiling takes up to a minute, and the port answers meanwhile."""
     loop = asyncio.get_running_loop()
@@ -210,6 +218,10 @@ async def _warmed_up(definitions: Definitions) -> None:
         failed: BaseException | None = None
         try:
             warm_up(definitions)
+        except OSError as error:
+            failed = FolderError(
+                f"compiled kernels can't be kept in {kernel_cache()} ({error}): make room, or name another folder with SHOPSTREAM_CACHE"
+            )
         except BaseException as error:  # it is raised where it is waited for
             failed = error
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile

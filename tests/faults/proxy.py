@@ -1,13 +1,43 @@
-"""A TCP proxy on loopback that a test can tell to cut, hold back or slow what passes."""
+"""A TCP proxy on loopback that a test can tell to cut, hold back or slow what passes; it remembers what was inserted through it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 Judge = Callable[[bytes], bool]
+INSERT = b"INSERT INTO"
+
+
+@dataclass
+class Conversation:
+    """What a client of ClickHouse's native protocol said on one connection; a message ends where the server answers."""
+
+    said: list[bytearray] = field(default_factory=list)
+    answered: bool = True
+
+    def hear(self, data: bytes) -> None:
+        if self.answered:
+            self.said.append(bytearray())
+            self.answered = False
+        self.said[-1] += data
+
+    @property
+    def inserts(self) -> list[tuple[bytes, bytes]]:
+        """(statement, rows) of each insert that was sent as a whole."""
+        return [(bytes(a), bytes(b)) for a, b in zip(self.said, self.said[1:], strict=False) if INSERT in a]
+
+    def insert_again(self, port: int) -> int:
+        """All its inserts once more, as a network delivers them that has held them back; how many."""
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as late:
+            for message in (bytes(self.said[0]), *(part for insert in self.inserts for part in insert)):
+                late.sendall(message)
+                assert late.recv(1 << 20), "the server hung up"
+        return len(self.inserts)
 
 
 class Proxy:
@@ -20,6 +50,7 @@ class Proxy:
         self.delay_seconds = 0.0
         self.cut_reply_after: Judge | None = None  # asked of what the client sends; True: forward it, then cut before any reply
         self.cuts = 0
+        self.conversations: list[Conversation] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -59,10 +90,11 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, out}
+        self.conversations.append(conversation := Conversation())
         cutting = asyncio.Event()
         pumps = [
-            asyncio.create_task(self._pump(reader, out, cutting, from_client=True)),
-            asyncio.create_task(self._pump(there, writer, cutting, from_client=False)),
+            asyncio.create_task(self._pump(reader, out, cutting, conversation, from_client=True)),
+            asyncio.create_task(self._pump(there, writer, cutting, conversation, from_client=False)),
         ]
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for task in pumps:
@@ -71,9 +103,20 @@ class Proxy:
             self._writers.discard(end)
             end.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cutting: asyncio.Event, from_client: bool) -> None:
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        cutting: asyncio.Event,
+        conversation: Conversation,
+        from_client: bool,
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
+                if from_client:
+                    conversation.hear(data)
+                else:
+                    conversation.answered = True
                 if self.delay_seconds:
                     await asyncio.sleep(self.delay_seconds)
                 if from_client and self.cut_reply_after is not None and self.cut_reply_after(data):

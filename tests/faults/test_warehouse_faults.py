@@ -67,6 +67,33 @@ def test_replies_lost_after_the_insert_was_applied(build: Build, fragile: ClickH
     assert "does not answer" in rig.log
 
 
+def test_inserts_that_come_again_after_hundreds_of_others_change_nothing(build: Build, server: ClickHouseServer) -> None:
+    """A network that holds inserts back for longer than any deduplication window, while the worker runs and after it has ended."""
+
+    def inserted_rows() -> int:
+        return int(rig.warehouse.query("SELECT value FROM system.events WHERE event = 'InsertedRows'")[0][0])
+
+    with Proxy(server.port) as proxy:
+        rig = build(settings={"SHOPSTREAM_FLUSH_SECONDS": "0.05"})
+        rig.warehouse_url = rig.url.replace(str(server.port), str(proxy.port))
+        rig.start()
+        rig.produce(0.2)
+        rig.while_applying()
+        proxy.cut_all()
+        early = len(proxy.conversations)
+        rig.until(lambda: len(proxy.conversations) > early, 60, "the worker has connected again")
+        while sum(len(later.inserts) for later in proxy.conversations[early:]) < 300 and rig.produced < 0.9 * len(rig.day.messages):
+            rig.produce(rig.produced / len(rig.day.messages) + 0.01)
+        assert sum(late.insert_again(server.port) for late in proxy.conversations[:early]) > 0
+        rig.produce_aside(1)
+        rig.settle()
+        rig.stop_workers()
+        before = inserted_rows()
+        assert sum(late.insert_again(server.port) for late in reversed(proxy.conversations)) > 300
+        assert inserted_rows() > before
+    rig.check()
+
+
 def test_worker_ended_while_the_server_is_away_loses_nothing(build: Build, fragile: ClickHouseServer) -> None:
     rig = build(clickhouse=fragile)
     worker = rig.start()
@@ -98,6 +125,39 @@ def test_too_many_parts_slows_down_and_loses_nothing(build: Build, fragile: Clic
     assert "Too many parts" in rig.log
     rig.warehouse.query("SYSTEM START MERGES")
     rig.produce(1)
+    rig.finish()
+
+
+def test_memory_limit_of_the_server_is_waited_for(build: Build, fragile: ClickHouseServer) -> None:
+    rig = build(clickhouse=fragile)
+    worker = rig.start()
+    rig.produce_aside(0.4)
+    rig.while_applying()
+    fragile.set_profile("<max_memory_usage>1</max_memory_usage>")
+    rig.produce(0.7)
+    rig.until(lambda: "does not take rows" in rig.log, 60, "the memory limit is hit")
+    fragile.set_profile()
+    rig.produce_aside(1)
+    rig.finish()
+    assert "Code: 241" in rig.log
+    assert worker.returncode == 0
+
+
+def test_read_only_server_stops_the_worker_and_nothing_is_skipped(build: Build, fragile: ClickHouseServer) -> None:
+    rig = build(clickhouse=fragile)
+    worker = rig.start()
+    rig.produce_aside(0.4)
+    rig.while_applying()
+    fragile.set_profile("<readonly>1</readonly>")
+    rig.produce(0.7)
+    assert worker.wait(60) == 1, rig.log
+    assert "Code: 164" in rig.log
+    assert "nothing is lost: mend that" in rig.log
+    assert "Traceback" not in rig.log
+    fragile.set_profile()
+    rig.until(lambda: fragile.writes, 30, "the server takes rows again")
+    rig.start()
+    rig.produce_aside(1)
     rig.finish()
 
 

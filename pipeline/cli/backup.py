@@ -136,7 +136,8 @@ def _fill_warehouse(warehouse: Warehouse, folder: Path, manifest: Manifest, prog
     from pipeline.backup import read_catalog, read_rows
     from pipeline.sinks import catalog, copy
 
-    stored = [file for file in manifest.files if file.table]
+    # `progress` first: it is by its rows that a worker without changelog knows that it must not begin anew here, should this be interrupted.
+    stored = sorted((file for file in manifest.files if file.table), key=lambda file: file.table != "progress")
     task = progress.add_task("warehouse", total=sum(file.rows for file in stored))
     catalog.write(warehouse, read_catalog(folder))
     for file in stored:

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.cache import kernel_cache
 from tests.faults.conftest import Build
+from tests.faults.rig import Day
 
 
 @pytest.fixture
@@ -32,10 +33,10 @@ def fill(folder: Path) -> None:
             pass
 
 
-def test_full_disk_under_a_worker_changes_nothing(build: Build, small_disk: Path) -> None:
+def test_full_disk_under_a_worker_changes_nothing(build: Build, small_day: Day, small_disk: Path) -> None:
     """In the middle, and from the start once the kernels are compiled."""
     shutil.copytree(kernel_cache(), small_disk / "cache" / kernel_cache().name, dirs_exist_ok=True)
-    rig = build(settings={"TMPDIR": str(small_disk), "SHOPSTREAM_CACHE": str(small_disk / "cache")})
+    rig = build(events=small_day, settings={"TMPDIR": str(small_disk), "SHOPSTREAM_CACHE": str(small_disk / "cache")})
     worker = rig.start()
     rig.produce_aside(0.6)
     rig.while_applying()
@@ -49,9 +50,9 @@ def test_full_disk_under_a_worker_changes_nothing(build: Build, small_disk: Path
     rig.finish()
 
 
-def test_kernels_that_can_not_be_kept_stop_the_worker_at_the_start(build: Build, small_disk: Path) -> None:
+def test_kernels_that_can_not_be_kept_stop_the_worker_at_the_start(build: Build, small_day: Day, small_disk: Path) -> None:
     fill(small_disk)
-    rig = build()
+    rig = build(events=small_day)
     worker = rig.start(SHOPSTREAM_CACHE=str(small_disk))
     assert worker.wait(60) == 1, rig.log
     assert f"compiled kernels can't be kept in {small_disk}" in rig.log.replace("\n", "")

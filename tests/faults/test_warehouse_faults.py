@@ -15,7 +15,7 @@ from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer
 from tests.faults.conftest import Build
 from tests.faults.proxy import Proxy
-from tests.faults.rig import PARTITIONS, Rig
+from tests.faults.rig import PARTITIONS, Day, Rig
 
 FEW_PARTS = "<merge_tree><parts_to_delay_insert>5</parts_to_delay_insert><parts_to_throw_insert>6</parts_to_throw_insert></merge_tree>"
 
@@ -91,11 +91,11 @@ def test_replies_lost_after_the_insert_was_applied(build: Build, fragile: ClickH
     assert "does not answer" in rig.log
 
 
-def test_inserts_that_come_again_after_hundreds_of_others_change_nothing(build: Build, server: ClickHouseServer) -> None:
+def test_inserts_that_come_again_after_hundreds_of_others_change_nothing(build: Build, small_day: Day, server: ClickHouseServer) -> None:
     """A network that holds inserts back for longer than any deduplication window, while the worker runs and after it has ended."""
 
     with Proxy(server.port) as proxy:
-        rig = build(settings={"SHOPSTREAM_FLUSH_SECONDS": "0.05"})
+        rig = build(events=small_day, settings={"SHOPSTREAM_FLUSH_SECONDS": "0.05"})
         rig.warehouse_url = rig.url.replace(str(server.port), str(proxy.port))
         rig.start()
         rig.produce(0.2)
@@ -153,9 +153,9 @@ def test_too_many_parts_slows_down_and_loses_nothing(build: Build, fragile: Clic
     rig.finish()
 
 
-def test_memory_limit_of_the_server_is_waited_for(build: Build, fragile: ClickHouseServer) -> None:
+def test_memory_limit_of_the_server_is_waited_for(build: Build, small_day: Day, fragile: ClickHouseServer) -> None:
     with Proxy(fragile.port) as proxy:
-        rig = build(clickhouse=fragile)
+        rig = build(clickhouse=fragile, events=small_day)
         rig.warehouse_url = rig.url.replace(str(fragile.port), str(proxy.port))
         worker = rig.start()
         rig.produce_aside(0.4)
@@ -169,9 +169,9 @@ def test_memory_limit_of_the_server_is_waited_for(build: Build, fragile: ClickHo
     assert worker.returncode == 0
 
 
-def test_read_only_server_stops_the_worker_and_nothing_is_skipped(build: Build, fragile: ClickHouseServer) -> None:
+def test_read_only_server_stops_the_worker_and_nothing_is_skipped(build: Build, small_day: Day, fragile: ClickHouseServer) -> None:
     with Proxy(fragile.port) as proxy:
-        rig = build(clickhouse=fragile)
+        rig = build(clickhouse=fragile, events=small_day)
         rig.warehouse_url = rig.url.replace(str(fragile.port), str(proxy.port))
         worker = rig.start()
         rig.produce_aside(0.4)

@@ -6,7 +6,7 @@ At every commit the changelog says exactly *state after the events before the po
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, NamedArrays, Rea
 from pipeline.columns import I64, Columns
 from pipeline.decode import ORIGIN_HEADER, REKEYED_HEADER, Decoded, Decoder, Record, Reject
 from pipeline.definitions import Definitions
+from pipeline.steps import TornState, step
 from pipeline.tables.board import Board, next_generations
 from pipeline.topic_names import Topics
 from schemas.rejects import Reason, RejectedRecord
@@ -31,7 +32,7 @@ HELD_BACK = 1
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Limits of a partition. A brake goes on when more than `brake_ratio` of the last `brake_records` records of a topic were rejected."""
+    """Limits of a partition. A brake goes on when of any `brake_records` records of a topic in a row more than `brake_ratio` would be rejected."""
 
     max_message_bytes: int = 1 << 20
     brake_ratio: float = 0.5
@@ -126,7 +127,7 @@ class _Captured(NamedTuple):
 
 
 class Partition:
-    """One partition's state and its place in the logs. Methods never block and never wait."""
+    """One partition's state and its place in the logs. Methods never block and never wait; after a step that failed half way they raise TornState."""
 
     def __init__(
         self, number: int, partitions: int, definitions: Definitions, topics: Topics | None = None, options: Options | None = None
@@ -140,6 +141,7 @@ class Partition:
         self.sunk_flush = 0  # newest flush the sink confirmed
         self.horizon = 0
         self.states: dict[str, TopicState] = {}
+        self.torn = ""
         self.idle: set[str] = set()  # topics that hold no watermark back, set by the driver
         self._start(Board([definitions]))
         self._beyond: dict[str, int] = {}
@@ -147,7 +149,7 @@ class Partition:
         self._pending = _Pending()
         self._captured: _Captured | None = None
         self._sendable: _Captured | None = None
-        self._recent: dict[str, deque[tuple[int, int]]] = {}
+        self._recent: dict[str, npt.NDArray[np.bool_]] = {}  # which of a topic's newest records were rejected
         self._snapshot_due = True
         self._delta_bytes = 0
         self._snapshot_bytes = 0
@@ -183,6 +185,7 @@ class Partition:
 
     # --- intake ---------------------------------------------------------------------------------------------------------
 
+    @step(BrakesOn, ContinuityError)
     def offer(self, run: Run) -> None:
         """Apply a run. Raises ContinuityError, or BrakesOn (then nothing of the run was applied)."""
         state = self.states.get(run.topic) or TopicState()
@@ -192,7 +195,10 @@ class Partition:
         decoded = self._decode(run)
         columns = decoded.columns
         late, watermark = self._judge_lateness(columns.ts, state.watermark)
-        self._brake(run.topic, len(run.records), len(decoded.rejects) + int(late.sum()))
+        rejected = np.zeros(len(run.records), np.bool_)
+        rejected[[reject.index for reject in decoded.rejects]] = True
+        rejected[decoded.rows[late]] = True
+        self._brake(run.topic, rejected)
 
         for reject in decoded.rejects:
             self._reject(run, run.records[reject.index], reject.reason, reject.cause)
@@ -246,18 +252,20 @@ class Partition:
         running = np.maximum.accumulate(np.concatenate((np.array([watermark], np.int64), ts)))
         return ts < np.maximum(running[:-1] - self.definitions.lateness_ms, self.horizon), int(running[-1])
 
-    def _brake(self, topic: str, records: int, rejects: int) -> None:
-        recent = self._recent.setdefault(topic, deque())
-        recent.append((records, rejects))
-        total, bad = sum(r for r, _ in recent), sum(b for _, b in recent)
-        if total >= self.options.brake_records and bad > self.options.brake_ratio * total:
-            recent.pop()
-            raise BrakesOn(
-                f"{topic}[{self.number}]: {bad} of the last {total} records would be rejected, more than {self.options.brake_ratio:.0%}; "
-                "fix the producer, or raise the reject ratio to let them into the dead letters"
-            )
-        while total - recent[0][0] >= self.options.brake_records:
-            total -= recent.popleft()[0]
+    def _brake(self, topic: str, rejected: npt.NDArray[np.bool_]) -> None:
+        """`rejected`: which records of a run. Every row of `brake_records` that ends in it is judged, however records are cut into runs."""
+        n, most = self.options.brake_records, self.options.brake_ratio * self.options.brake_records
+        judged = np.concatenate((self._recent.get(topic, rejected[:0]), rejected))
+        if len(judged) >= n and np.count_nonzero(judged) > most:
+            before = np.zeros(len(judged) + 1, np.int64)
+            np.cumsum(judged, out=before[1:])
+            bad = int((before[n:] - before[:-n]).max())
+            if bad > most:
+                raise BrakesOn(
+                    f"{topic}[{self.number}]: {bad} of {n} records in a row would be rejected, more than {self.options.brake_ratio:.0%}; "
+                    "fix the producer, or raise the reject ratio to let them into the dead letters"
+                )
+        self._recent[topic] = judged[max(0, len(judged) - n + 1) :]
 
     def _reject(self, run: Run, record: Record, reason: Reason, cause: str) -> None:
         raw = (record.value or b"")[: self.options.max_message_bytes]
@@ -275,8 +283,11 @@ class Partition:
 
     # --- flush ----------------------------------------------------------------------------------------------------------
 
+    @step()
     def snapshot(self) -> Flush | None:
-        """All that changed since the last flush, at one instant; None when nothing did."""
+        """All that changed since the last flush, at one instant; None when nothing did. Raises TornState when the last one was never committed."""
+        if self._captured is not None:
+            raise TornState(f"flush {self._captured.n} was taken and not committed: the changelog lacks it")
         pending = self._pending
         horizon = max(self.horizon, self.watermark - self.definitions.lateness_ms)
         if not pending.moved and horizon == self.horizon:  # a topic that became idle moves the horizon without an event
@@ -338,6 +349,7 @@ class Partition:
             progress.append((topic, self.number, reached, watermark, s.applied, s.duplicates, s.rejected, s.too_late, s.rekeyed, n))
         self._captured = _Captured(n, cells.keys[rows], cells.values[rows], cells.versions[rows], list(self._rejects), progress)
 
+    @step()
     def committed(self, flush: Flush) -> None:
         """The transaction of `flush` is committed: its values may go to the sink."""
         if self._captured is None or self._captured.n != flush.n:
@@ -368,6 +380,7 @@ class Partition:
 
     # --- restore --------------------------------------------------------------------------------------------------------
 
+    @step()
     def restore(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
         """Take over from the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError."""
         reader = Reader()

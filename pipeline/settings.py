@@ -70,8 +70,10 @@ class Settings(BaseSettings):
         description="a worker whose committed offsets have not moved for so long, without a reason to wait, ends itself; 0: never",
     )
     max_message_bytes: int = Field(1 << 20, ge=1024, description="a larger record is rejected as too_large")
-    brake_ratio: float = Field(0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this are rejected")
-    brake_records: int = Field(1000, ge=1, description="the newest records of a topic partition by which the ratio is judged")
+    brake_ratio: float = Field(
+        0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this would be rejected"
+    )
+    brake_records: int = Field(1000, ge=1, description="the records in a row of a topic partition by which the ratio is judged")
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Settings:

@@ -47,13 +47,25 @@ def wrong_use() -> tuple[type[Exception], ...]:
 def failures() -> tuple[type[Exception], ...]:
     from embedded.jars import EmbeddedKafkaError
     from pipeline.backup import BackupError
+    from pipeline.cache import FolderError
     from pipeline.changelog import ChangelogError
     from pipeline.cli.workers import RunFailed
     from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
     from pipeline.telemetry.server import PortTaken
     from pipeline.topics import TopicsError
 
-    return (Failed, BackupError, ChangelogError, PortTaken, RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
+    return (
+        Failed,
+        BackupError,
+        ChangelogError,
+        FolderError,
+        PortTaken,
+        RunFailed,
+        EmbeddedKafkaError,
+        TopicsError,
+        SinkRefused,
+        SinkUnavailable,
+    )
 
 
 def load_definitions(path: Path | None) -> Definitions:
@@ -188,6 +200,9 @@ def main() -> None:
         raise SystemExit(2) from None
     except failures() as error:
         _say("failed", error)
+        raise SystemExit(1) from None
+    except MemoryError:
+        _say("failed", MemoryError("out of memory: give the process more of it, then start it again. Nothing is lost"))
         raise SystemExit(1) from None
 
 

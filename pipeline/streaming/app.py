@@ -24,13 +24,15 @@ from faust.types.auth import AuthProtocol
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
 from agents import bind_agents
+from pipeline.cache import FolderError, kernel_cache
 from pipeline.definitions import Definitions
 from pipeline.partition import Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused, Warehouse
 from pipeline.streaming.changelog import TRANSACTION_SECONDS
+from pipeline.streaming.ending import end_process, end_when_out_of_memory
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.memory import keep_small, settle
-from pipeline.streaming.owner import Owner, end_process
+from pipeline.streaming.owner import Owner
 from pipeline.streaming.readings import WorkerState
 from pipeline.streaming.tables import OwnedTables
 from pipeline.streaming.watchdog import LoopGuard, Watchdog, probe_seconds
@@ -173,8 +175,9 @@ class _WarmUp(NamedTuple):
 
 async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
     loop = asyncio.get_running_loop()
+    end_when_out_of_memory(loop)
     stop = asyncio.Event()
-    folder = tempfile.TemporaryDirectory(prefix="shopstream-faust-")
+    folder = _temporary_folder()
     app = create_app(options, definitions, folder.name)
     owner: Owner = app.tables.owner
     flusher, feeder = Flusher(owner, options.flush), Feeder(owner, warehouse, options.flush)
@@ -194,6 +197,13 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
     return code
 
 
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="shopstream-faust-")
+    except OSError as error:
+        raise FolderError(f"no temporary folder can be made ({error}): make room, or name another place with TMPDIR") from None
+
+
 async def _warmed_up(definitions: Definitions) -> None:
     """`warm_up` in a thread of its own, which an end does not wait for: compiling takes up to a minute, and the port answers meanwhile."""
     loop = asyncio.get_running_loop()
@@ -211,6 +221,10 @@ async def _warmed_up(definitions: Definitions) -> None:
         failed: BaseException | None = None
         try:
             warm_up(definitions)
+        except OSError as error:
+            failed = FolderError(
+                f"compiled kernels can't be kept in {kernel_cache()} ({error}): make room, or name another folder with SHOPSTREAM_CACHE"
+            )
         except BaseException as error:  # it is raised where it is waited for
             failed = error
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
@@ -287,7 +301,7 @@ async def _crashed(app: faust.App) -> None:
     """Ends with an error as soon as a service of Faust's has crashed."""
     while not app.crashed:  # noqa: ASYNC110  Faust tells nobody
         await asyncio.sleep(0.2)
-    raise RuntimeError(f"Faust crashed: {app.crash_reason!r}")
+    raise RuntimeError(f"Faust crashed: {app.crash_reason!r}") from app.crash_reason
 
 
 async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, sink_seconds: float) -> None:

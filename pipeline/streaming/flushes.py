@@ -20,6 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from pipeline.changelog import ChangelogError
 from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
 from pipeline.streaming.changelog import transact
+from pipeline.streaming.ending import end_process
 from pipeline.streaming.faults import reach
 from pipeline.streaming.owner import Owned, Owner
 from pipeline.telemetry.metrics import FLUSH_SECONDS, INSERT_SECONDS, INSERTED_ROWS, SINK_ERRORS, SINK_RETRIES
@@ -65,9 +66,15 @@ class Flusher:
             owned.partition.idle.update(self.owner.topics.sources)
 
     async def flush(self) -> None:
-        """What every partition has not flushed yet. After `Owner.hold` nothing is left to flush until the next assignment."""
+        """What every partition has not flushed yet. After `Owner.hold` nothing is left to flush until the next assignment.
+
+        Ends the process when one can't be taken: aiokafka and Faust log what a rebalance raises, and go on.
+        """
         async with self._cycle:
-            await asyncio.gather(*(self._flush(owned) for owned in list(self.owner.owned.values())))
+            try:
+                await asyncio.gather(*(self._flush(owned) for owned in list(self.owner.owned.values())))
+            except Exception as error:
+                end_process(f"a flush failed half way: {error}", error)
 
     async def _flush(self, owned: Owned) -> None:
         number = owned.partition.number
@@ -83,9 +90,11 @@ class Flusher:
             try:
                 work = transact(owned.producer, flush.records, self.owner.topics.changelog)
                 first = await asyncio.wait_for(work, self.owner.transaction_seconds)
-            except Exception as error:
+            except BaseException as error:  # cancelled too: whether the changelog has the flush is not known then
                 if self.owner.owned.get(number) is owned:
                     self.owner.lost(number, error)
+                if not isinstance(error, Exception):
+                    raise
                 return
             finally:
                 owned.began = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -20,21 +19,20 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from pipeline.changelog import ChangelogError
 from pipeline.definitions import Definitions
-from pipeline.partition import BrakesOn, Options, Partition, Run
-from pipeline.sinks.warehouse import SinkRefused
+from pipeline.partition import BrakesOn, ContinuityError, Options, Partition, Run
 from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import (
     ANSWER_SECONDS,
     TRANSACTION_SECONDS,
     Records,
     Recovery,
-    TransactionRefused,
     delete_before,
     fence,
     grew,
     read_to_end,
     stop_producer,
 )
+from pipeline.streaming.ending import end_process
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
 from pipeline.topic_names import Topics
@@ -284,6 +282,7 @@ class Owner:
         owned = self.owned.get(run.partition)
         if owned is None or run.topic in owned.braked or run.epoch != self.epochs.get(TopicPartition(run.topic, run.partition)):
             return
+        self._check_first(owned.partition, run)
         began = time.perf_counter()
         try:
             owned.partition.offer(run)
@@ -293,6 +292,12 @@ class Owner:
             self.consumer.pause_partitions([TopicPartition(run.topic, run.partition)])
             log.error("consumption of %s[%d] stopped: %s", run.topic, run.partition, stop)
         owned.last_run[run.topic] = time.monotonic()
+
+    def _check_first(self, partition: Partition, run: Run) -> None:
+        """A topic's first run has no position to follow: it begins where reading did, unless a run before it was lost on the way here."""
+        started = self.starts.get(TopicPartition(run.topic, run.partition))
+        if run.topic not in partition.positions and run.begin != started:
+            raise ContinuityError(f"{run.topic}[{run.partition}]: the first run begins at offset {run.begin}, reading began at {started}")
 
     # --- the rest --------------------------------------------------------------------------------------------------------
 
@@ -325,10 +330,3 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, KafkaError):
         return "AuthorizationFailed" not in type(error).__name__
     return isinstance(error, (asyncio.TimeoutError, OSError))
-
-
-def end_process(message: str, error: BaseException | None = None) -> None:
-    """Say so and end at once. Nothing is lost, a restart is exact; an orderly end could hang on what is broken. The trace is shown for bugs only."""
-    log.critical(message, exc_info=None if isinstance(error, (SinkRefused, ChangelogError, TransactionRefused)) else error)
-    logging.shutdown()
-    os._exit(1)

@@ -18,7 +18,8 @@ import aiokafka
 from aiokafka.structs import TopicPartition
 
 from pipeline.streaming.changelog import STOP_SECONDS
-from pipeline.streaming.owner import Owned, Owner, end_process
+from pipeline.streaming.ending import end_process
+from pipeline.streaming.owner import Owned, Owner
 from pipeline.telemetry.metrics import PROBE_ERRORS
 from pipeline.telemetry.server import State
 

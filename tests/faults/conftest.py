@@ -45,6 +45,12 @@ def day() -> Day:
     return make_day(SEED)
 
 
+@pytest.fixture(scope="session")
+def small_day() -> Day:
+    """For cases in which something else than events takes the time."""
+    return make_day(SEED, users=1500)
+
+
 @pytest.fixture
 def build(request: pytest.FixtureRequest, server: ClickHouseServer, tmp_path: Path) -> Iterator[Build]:
     """A pipeline named after the case; on the shared broker and server unless told otherwise."""

@@ -75,10 +75,10 @@ def test_broker_killed_and_started_again(build: Build, fragile: EmbeddedKafka, s
 
 @pytest.fixture
 def on_a_small_disk(tmp_path: Path) -> Iterator[EmbeddedKafka]:
-    """A broker whose log has a file system of 384 MiB to itself."""
+    """A broker whose log has a file system of 256 MiB to itself."""
     logs = tmp_path / "kafka" / "logs"
     logs.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=384m", "tmpfs", logs], check=False, capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", logs], check=False, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"a full disk needs a file system of its own, and mounting one is not allowed here: {mounted.stderr.strip()}")
     try:

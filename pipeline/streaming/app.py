@@ -47,6 +47,13 @@ END_OF_INPUT = signal.SIGUSR1
 """`shopstream run` sends it once everything is applied."""
 STOP_SECONDS = 60
 REVOKED_SECONDS = 20
+<<<<<<< HEAD
+=======
+LAST_FLUSH_SECONDS = 10
+LEAVE_SECONDS = 5
+GC_THRESHOLDS = (100_000, 50, 1000)
+"""A fetch makes 16,000 records a partition, none of them in a cycle: at Python's default of 700 the collector walks them again and again."""
+>>>>>>> wt-netfaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +264,12 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
         end_process(f"the worker ends: {error if remedy else repr(error)}{remedy}", error)
     log.info("stopping: last flush")
     try:
-        await asyncio.wait_for(_stop(app, tasks, flusher, feeder, options.stop_sink_seconds), STOP_SECONDS)
+        left = await asyncio.wait_for(_stop(app, tasks, flusher, feeder, options.stop_sink_seconds), STOP_SECONDS)
     except Exception as error:
         end_process(f"the orderly end failed: {error!r}", error)
-    if feeder.gave_up:
+    if feeder.gave_up or not left:
         logging.shutdown()
-        os._exit(0)  # Python would wait for the insert's thread
+        os._exit(0)  # Python would wait for the insert's thread, or the consumer's
     return 0
 
 
@@ -304,7 +311,8 @@ async def _crashed(app: faust.App) -> None:
     raise RuntimeError(f"Faust crashed: {app.crash_reason!r}") from app.crash_reason
 
 
-async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, sink_seconds: float) -> None:
+async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, sink_seconds: float) -> bool:
+    """Flush, bring the warehouse up to date, leave the group; whether the group was left. Each has its time, whatever is away."""
     app.consumer.stop_flow()
     app.flow_control.suspend()
     for task in tasks:
@@ -312,7 +320,14 @@ async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flushe
         with contextlib.suppress(asyncio.CancelledError):
             await task
     flusher.owner.hold()
-    await flusher.flush()
+    with contextlib.suppress(asyncio.TimeoutError):  # Kafka is away: who comes next reads the events again
+        await asyncio.wait_for(flusher.flush(), LAST_FLUSH_SECONDS)
     await feeder.close(sink_seconds)
     await flusher.owner.close()
-    await app.stop()
+    leaving = asyncio.create_task(app.stop())
+    done, _ = await asyncio.wait([leaving], timeout=LEAVE_SECONDS)  # not cancelled when its time is over: it would wait on
+    for task in done:
+        task.result()
+    if not done:
+        log.warning("Kafka is away: the group forgets this worker after its session timeout")
+    return bool(done)

@@ -86,6 +86,7 @@ def test_producer_ids_that_the_broker_has_forgotten(build_forgetful: Build, admi
     rig.produce(1)
     rig.settle()
     assert worker.poll() is None, rig.log
+    assert "its transaction failed" in rig.log
     rig.stop_workers()
     rig.check()
 

@@ -73,12 +73,27 @@ def test_broker_killed_and_started_again(build: Build, fragile: EmbeddedKafka, s
     assert rig.log.count("\n") < 600, "an outage does not flood the log"
 
 
+def test_worker_ended_while_the_broker_is_away(build: Build, fragile: EmbeddedKafka) -> None:
+    rig = build(bootstrap=fragile.bootstrap)
+    worker = rig.start()
+    rig.produce(0.6)
+    rig.while_applying()
+    fragile.kill()
+    time.sleep(1)
+    worker.terminate()
+    assert worker.wait(60) == 0, rig.log
+    bring_back(rig, fragile)
+    rig.start()
+    rig.produce_aside(1)
+    rig.finish()
+
+
 @pytest.fixture
 def on_a_small_disk(tmp_path: Path) -> Iterator[EmbeddedKafka]:
-    """A broker whose log has a file system of 384 MiB to itself."""
+    """A broker whose log has a file system of 256 MiB to itself."""
     logs = tmp_path / "kafka" / "logs"
     logs.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=384m", "tmpfs", logs], check=False, capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", logs], check=False, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"a full disk needs a file system of its own, and mounting one is not allowed here: {mounted.stderr.strip()}")
     try:

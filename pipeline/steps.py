@@ -30,7 +30,9 @@ def step(*unchanged: type[Exception]) -> Callable[[Callable[Concatenate[S, P], R
     def mark(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
         def taken(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             if self.torn:
-                raise TornState(f"{self.torn} failed half way before: the state in memory is not used any more")
+                raise TornState(
+                    f"{self.torn} failed half way before: the state in memory is not used any more. Nothing is lost: start the worker again"
+                )
             self.torn = method.__name__
             try:
                 result = method(self, *args, **kwargs)

@@ -47,13 +47,8 @@ END_OF_INPUT = signal.SIGUSR1
 """`shopstream run` sends it once everything is applied."""
 STOP_SECONDS = 60
 REVOKED_SECONDS = 20
-<<<<<<< HEAD
-=======
 LAST_FLUSH_SECONDS = 10
 LEAVE_SECONDS = 5
-GC_THRESHOLDS = (100_000, 50, 1000)
-"""A fetch makes 16,000 records a partition, none of them in a cycle: at Python's default of 700 the collector walks them again and again."""
->>>>>>> wt-netfaults
 
 
 @dataclass(frozen=True, slots=True)

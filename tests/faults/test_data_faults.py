@@ -120,8 +120,9 @@ def test_event_id_used_again(build: Build, small_day: Day) -> None:
         for m in small_day.messages[half:]
         if m.topic == "clickstream" and m.key and is_good(m.value) and partition_of(m.key) != partition_of(first.key or "")
     )
-    used_again = view_of(elsewhere, msgspec.json.decode(first.value)["event_id"])
-    told_apart = view_of(elsewhere, "another-id")
+    ts = msgspec.json.decode(elsewhere.value)["ts"] + 1  # at the same instant the ids would decide which of the two comes first
+    used_again = view_of(elsewhere, msgspec.json.decode(first.value)["event_id"], ts=ts)
+    told_apart = view_of(elsewhere, "another-id", ts=ts)
     begin, end = small_day.messages[:half], small_day.messages[half:]
     end.insert(end.index(elsewhere) + 1, used_again)
     truth = day_of([*begin, first, *(told_apart if m is used_again else m for m in end)])

@@ -75,7 +75,7 @@ def _partitions(counts: dict[str, int], settings: Settings) -> list[Finding]:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         remedy = (
-            "recreate them with one number of partitions and rebuild under another SHOPSTREAM_APP_ID: state belongs to a partition number"
+            "add partitions where they are missing, then `shopstream rebuild --from earliest`: state belongs to a partition number"
         )
         return [Finding("topics", "fail", f"not co-partitioned: {listed}", remedy)]
     number = next(iter(counts.values()))

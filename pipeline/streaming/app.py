@@ -14,6 +14,7 @@ import signal
 import ssl
 import tempfile
 import threading
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from pipeline.sinks.warehouse import SinkRefused, Warehouse
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.owner import Owner, end_process
 from pipeline.streaming.readings import WorkerState
+from pipeline.streaming.succession import Succession
 from pipeline.streaming.tables import OwnedTables
 from pipeline.streaming.watchdog import LoopGuard, Watchdog, probe_seconds
 from pipeline.telemetry.prometheus import CONTENT_TYPE, Exposition
@@ -41,6 +43,8 @@ log = logging.getLogger("shopstream.worker")
 
 END_OF_INPUT = signal.SIGUSR1
 """`shopstream run` sends it once everything is applied."""
+GO_OVER = 75
+"""What `run_worker` returns when another revision is in force: start again, and it is that one's worker."""
 STOP_SECONDS = 60
 REVOKED_SECONDS = 20
 GC_THRESHOLDS = (100_000, 50, 1000)
@@ -93,6 +97,8 @@ class WorkerOptions:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0  # none
     stuck_seconds: float = 120.0  # 0: a worker that is stuck is told, not ended
+    follows: Topics | None = None  # of the revision that ours was begun beside
+    moved: bool = False  # since then users have moved between partitions
 
 
 def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -> faust.App:
@@ -120,13 +126,13 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
         autodiscover=False,
     )
     client = {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()}
-    owner = app.tables.owner = Owner(client, definitions, options.topics, options.partition, options.accept_deleted)
+    owner = app.tables.owner = Owner(client, definitions, options.topics, options.partition, options.accept_deleted, options.moved)
     bind_agents(app, options.topics, owner)
     return app
 
 
 def run_worker(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
-    """Run until SIGTERM or SIGINT; 0 after an orderly end. Ends the process with 1 on anything unexpected."""
+    """Run until SIGTERM or SIGINT, or until another revision is in force; 0 or GO_OVER after an orderly end. Ends the process with 1 on anything unexpected."""
     return asyncio.run(_run(options, definitions, warehouse))
 
 
@@ -186,7 +192,8 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(END_OF_INPUT, flusher.end_of_input)
-        code = await _work(app, options, flusher, feeder, watchdog, stop)
+        succession = Succession(owner, warehouse, feeder.in_thread, options.follows)
+        code = await _work(app, options, flusher, feeder, [watchdog.run(), succession.run()], stop)
     folder.cleanup()
     return code
 
@@ -220,7 +227,9 @@ async def _warmed_up(definitions: Definitions) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder: Feeder, watchdog: Watchdog, stop: asyncio.Event) -> int:
+async def _work(
+    app: faust.App, options: WorkerOptions, flusher: Flusher, feeder: Feeder, beside: list[Coroutine[Any, Any, None]], stop: asyncio.Event
+) -> int:
     @app.on_partitions_revoked.connect
     async def flush_before_the_group_goes_on(_app: Any, revoked: Any, **_: Any) -> None:
         with contextlib.suppress(asyncio.TimeoutError):  # whoever takes over reads the events again
@@ -229,13 +238,13 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
     app.finalize()
     await app.start()
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run()]
+    works = [flusher.run(), feeder.run(), _crashed(app), *beside]
     if options.stuck_seconds:
         works.append(LoopGuard(options.stuck_seconds).run())
     tasks = [asyncio.create_task(work) for work in works]
-    stopping = asyncio.create_task(stop.wait())
-    done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-    for task in done - {stopping}:
+    ends = {asyncio.create_task(stop.wait()), asyncio.create_task(flusher.owner.outdated.wait())}
+    done, _ = await asyncio.wait([*tasks, *ends], return_when=asyncio.FIRST_COMPLETED)
+    for task in done - ends:
         error = task.exception()
         remedy = "; nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again" * isinstance(error, SinkRefused)
         end_process(f"the worker ends: {error if remedy else repr(error)}{remedy}", error)
@@ -244,6 +253,9 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
         await asyncio.wait_for(_stop(app, tasks, flusher, feeder, options.stop_sink_seconds), STOP_SECONDS)
     except Exception as error:
         end_process(f"the orderly end failed: {error!r}", error)
+    if not stop.is_set():
+        log.info("going over to the revision in force")
+        return GO_OVER
     if feeder.gave_up:
         logging.shutdown()
         os._exit(0)  # Python would wait for the insert's thread

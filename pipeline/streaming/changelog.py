@@ -124,7 +124,7 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
     if recovery.end > 0 and not records and recovery.begin > 0:
         raise ChangelogError(
             f"{tp.topic}[{tp.partition}] held {recovery.end} records and all were deleted: the state is gone. "
-            "Rebuild under another app id, into another database."
+            "`shopstream rebuild --from earliest` computes all numbers anew."
         )
     return records
 

@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
-from pipeline.changelog import ChangelogError
+from pipeline.changelog import ChangelogError, Sealed
 from pipeline.definitions import Definitions
 from pipeline.partition import BrakesOn, Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused
@@ -52,13 +52,14 @@ class Owner:
     """All partitions of one worker."""
 
     def __init__(
-        self, client: dict[str, Any], definitions: Definitions, topics: Topics, options: Options, accept_deleted: bool = False
+        self, client: dict[str, Any], definitions: Definitions, topics: Topics, options: Options, accept_deleted: bool = False, moved: bool = False
     ) -> None:
         self.client = client  # aiokafka's bootstrap_servers and security arguments
         self.definitions = definitions
         self.topics = topics
         self.options = options
         self.accept_deleted = accept_deleted
+        self.moved = moved  # since the revision before ours users have moved between partitions
         self.owned: dict[int, Owned] = {}
         self.wanted: set[int] = set()  # what the group has assigned to us
         self.held = True  # while the group rebalances, nothing is read or flushed
@@ -70,6 +71,7 @@ class Owner:
         self.consumer: Any = None  # the transport's, once it has been made
         self.sink_ready = asyncio.Event()  # cleared while consumption waits for the warehouse
         self.sink_ready.set()
+        self.outdated = asyncio.Event()  # another revision is in force: the worker has to go over to it
         self.emptied: Callable[[int], Coroutine[Any, Any, None]] | None = None  # asked before a partition without changelog begins anew
         self._takes: dict[int, asyncio.Task[None]] = {}
         self._aside: set[asyncio.Task[Any]] = set()
@@ -142,13 +144,18 @@ class Owner:
         self._check(done)
 
     async def _take_patiently(self, number: int, again: bool) -> None:
-        async for attempt in self._patience(number):
-            with attempt:
-                if again:  # another worker may be the owner by now: only a member of the group may fence
-                    await self.consumer.prove_membership()
-                again = True
-                async with self._turns:
-                    await self._take(number)
+        try:
+            async for attempt in self._patience(number):
+                with attempt:
+                    if again:  # another worker may be the owner by now: only a member of the group may fence
+                        await self.consumer.prove_membership()
+                    again = True
+                    async with self._turns:
+                        await self._take(number)
+        except Sealed as error:
+            log.info("partition %d: %s", number, error)
+            self.outdated.set()
+            return
         await self._join(number)
 
     def _patience(self, number: int) -> AsyncRetrying:
@@ -169,6 +176,8 @@ class Owner:
                 await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
             elif self.emptied is not None:
                 await self._begin_anew(self.emptied, number, recovery)
+            if not records and self.topics.revision:
+                partition.follow(self.moved)
         except BaseException:
             self._spawn(stop_producer(producer))
             raise
@@ -200,7 +209,7 @@ class Owner:
         if count != owned.partition.partitions:
             raise ChangelogError(
                 f"the topics have {count} partitions now, the state was made with {owned.partition.partitions}: users have moved between "
-                "partitions. Go back to the old number, or rebuild under another app id, into another database."
+                "partitions. `shopstream rebuild --from earliest` computes all numbers anew."
             )
 
     # --- reading ---------------------------------------------------------------------------------------------------------
@@ -245,7 +254,7 @@ class Owner:
         """Kafka has no record at our offset. Deleted before we read it, or the topic is another one now."""
         if (tp, offset) in self._out_of_range:
             end_process(f"{tp.topic}[{tp.partition}] ends before offset {offset}, up to which it was read: it was deleted and created again, or a broker "
-                        "lost its end. Bring it back, or rebuild under another app id, into another database.")  # fmt: skip
+                        "lost its end. Bring it back, or let `shopstream rebuild --from earliest` compute all numbers anew from what is there.")  # fmt: skip
         self._out_of_range.add((tp, offset))
         self._spawn(self._join(tp.partition))
 

@@ -74,9 +74,7 @@ def _partitions(counts: dict[str, int], settings: Settings) -> list[Finding]:
         return [Finding("topics", "fail", f"missing: {', '.join(missing)}", "run `shopstream topics`")]
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        remedy = (
-            "add partitions where they are missing, then `shopstream rebuild --from earliest`: state belongs to a partition number"
-        )
+        remedy = "add partitions where they are missing, then `shopstream rebuild --from earliest`: state belongs to a partition number"
         return [Finding("topics", "fail", f"not co-partitioned: {listed}", remedy)]
     number = next(iter(counts.values()))
     found = [Finding("topics", "ok", f"{len(counts)} topics of {number} partitions")]

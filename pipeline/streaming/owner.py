@@ -52,7 +52,13 @@ class Owner:
     """All partitions of one worker."""
 
     def __init__(
-        self, client: dict[str, Any], definitions: Definitions, topics: Topics, options: Options, accept_deleted: bool = False, moved: bool = False
+        self,
+        client: dict[str, Any],
+        definitions: Definitions,
+        topics: Topics,
+        options: Options,
+        accept_deleted: bool = False,
+        moved: bool = False,
     ) -> None:
         self.client = client  # aiokafka's bootstrap_servers and security arguments
         self.definitions = definitions

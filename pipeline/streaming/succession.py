@@ -69,7 +69,9 @@ class Succession:
         ended = await seal(self._owner.client, follows, number, self._owner.topics.revision)
         if self._owner.owned.get(number) is owned:
             owned.partition.succeed(known if ended is None else ended)
-            log.info("partition %d: revision %d goes on after %d at %s", number, self._owner.topics.revision, follows.revision, ended or known)
+            log.info(
+                "partition %d: revision %d goes on after %d at %s", number, self._owner.topics.revision, follows.revision, ended or known
+            )
 
     async def _release(self, shown: bool) -> None:
         """Let the horizon move once every partition has read what was there at the beginning, and then what others have sent on to it."""

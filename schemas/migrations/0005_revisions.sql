@@ -35,7 +35,7 @@ SELECT
     argMax(too_late, version) AS too_late,
     argMax(rekeyed, version) AS rekeyed
 FROM {database}.progress
-WHERE revision = (SELECT revision FROM {database}.current_revision)
+WHERE revision IN (SELECT revision FROM {database}.current_revision)
 GROUP BY topic, partition;
 
 {drop_view} IF EXISTS {database}.watermarks {on_cluster};
@@ -45,7 +45,7 @@ FROM
 (
     SELECT topic, partition, argMax(watermark, version) AS watermark
     FROM {database}.progress
-    WHERE revision = (SELECT revision FROM {database}.current_revision)
+    WHERE revision IN (SELECT revision FROM {database}.current_revision)
     GROUP BY topic, partition
 )
 WHERE watermark > 0;
@@ -57,7 +57,7 @@ FROM
 (
     SELECT funnel, definition, installed_at
     FROM {database}.catalog_funnels
-    WHERE revision = (SELECT revision FROM {database}.current_revision)
+    WHERE revision IN (SELECT revision FROM {database}.current_revision)
     ORDER BY installed_at DESC, definition DESC LIMIT 1 BY funnel
 )
 WHERE definition != '';
@@ -69,7 +69,7 @@ FROM
 (
     SELECT retention, definition, period, periods, installed_at
     FROM {database}.catalog_retentions
-    WHERE revision = (SELECT revision FROM {database}.current_revision)
+    WHERE revision IN (SELECT revision FROM {database}.current_revision)
     ORDER BY installed_at DESC, definition DESC LIMIT 1 BY retention
 )
 WHERE definition != '';
@@ -81,7 +81,7 @@ FROM
 (
     SELECT kpi, definition, kind, scale, left_kpi, operator, right_kpi, quantile, follows_ms, installed_at
     FROM {database}.catalog_kpis
-    WHERE revision = (SELECT revision FROM {database}.current_revision)
+    WHERE revision IN (SELECT revision FROM {database}.current_revision)
     ORDER BY installed_at DESC, definition DESC LIMIT 1 BY kpi
 )
 WHERE definition != '';
@@ -93,7 +93,7 @@ FROM
 (
     SELECT setting, value, installed_at
     FROM {database}.catalog_shop
-    WHERE revision = (SELECT revision FROM {database}.current_revision)
+    WHERE revision IN (SELECT revision FROM {database}.current_revision)
     ORDER BY installed_at DESC, value DESC LIMIT 1 BY setting
 )
 WHERE value != '';

@@ -63,6 +63,22 @@ def revision_in_force(warehouse: Warehouse) -> int:
         raise
 
 
+def topics_in_force(settings: Settings) -> Topics:
+    """For commands that need Kafka alone: those of the revision in force, of revision 0 where no server can tell."""
+    from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
+
+    names = topic_names(settings)
+    if not settings.warehouse.startswith("clickhouse://"):
+        return names
+    opened = open_configured(settings)
+    try:
+        return names.at(revision_in_force(opened))
+    except (SinkRefused, SinkUnavailable):
+        return names
+    finally:
+        opened.close()
+
+
 def topic_names(settings: Settings) -> Topics:
     """Those of revision 0; `at` gives those of another one."""
     return Topics(settings.clickstream_topic, settings.orders_topic, settings.app_id)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.cli import config, doctor, rejects, report
 from pipeline.cli.backup import backup, restore
-from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, options_at, patiently, revision_in_force, topic_names
+from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, options_at, patiently, revision_in_force, topics_in_force
 from pipeline.cli.demo import demo
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.replay import replay
@@ -149,7 +149,7 @@ def topics(
 
     settings = load_settings(partitions=partitions, broker=broker)
     made = ensure_topics(
-        admin_arguments(settings), topic_names(settings), settings.partitions, settings.replication_factor, settings.min_insync_replicas
+        admin_arguments(settings), topics_in_force(settings), settings.partitions, settings.replication_factor, settings.min_insync_replicas
     )
     for name, outcome in made.items():
         typer.echo(f"{outcome:8} {name}")

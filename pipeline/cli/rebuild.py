@@ -66,16 +66,23 @@ def rebuild(
     """
     if (from_ is None) == (not drop_old):
         raise Wrong("say --from earliest or --from 2026-03-01 to compute anew, or --drop-old to delete what was replaced")
+    from kafka.errors import KafkaError
+
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
     if not settings.warehouse.startswith("clickhouse://"):
         raise Wrong("a rebuild works beside live workers, and an embedded warehouse lets in one process: `shopstream run` fills a new one")
     with ExitStack() as stack:
         opened = open_configured(settings)
         stack.callback(opened.close)
-        if from_ is None:
-            _drop_old(settings, opened)
-        else:
-            _Rebuild(settings, opened, stack).run(from_)
+        try:
+            if from_ is None:
+                _drop_old(settings, opened)
+            else:
+                _Rebuild(settings, opened, stack).run(from_)
+        except KafkaError as error:
+            raise Failed(
+                f"Kafka refused or did not answer: {error!r}. Check the broker and the rights of the user, then do it again."
+            ) from None
 
 
 @dataclass(slots=True)
@@ -171,25 +178,36 @@ class _Rebuild:
         from pipeline.definitions_version import at_revision
         from pipeline.sinks import revisions
         from pipeline.sinks.catalog import install
-        from pipeline.topics import ensure_topics, grow, partition_counts
+        from pipeline.topics import ensure_topics, grow
 
         since = since_ms(from_, self._definitions, self._consumer, self._sources(partitions))
-        before = self._names.at(self._revision).changelog
-        number = partition_counts(self._admin, [before])[before]
-        moved = number not in (0, partitions) or self._moved_since(partitions)
+        moved = self._count(self._revision) not in (0, partitions) or self._moved_since(partitions)
         plan = sha256(repr((self._definitions, partitions)).encode()).hexdigest()[:12]
-        known = revisions.known(self._warehouse)
-        one = revisions.Revision(max([0, *(each.revision for each in known)]) + 1, self._revision, plan, since, moved)
-        if known and known[-1] == one._replace(revision=known[-1].revision) and known[-1].revision > self._revision:
-            begun = self._names.at(known[-1].revision).changelog
-            one = known[-1] if partition_counts(self._admin, [begun])[begun] == partitions else one
+        known = {one.revision: one for one in revisions.known(self._warehouse)}
+        one = self._next(revisions.Revision(self._revision + 1, self._revision, plan, since, moved), known, partitions)
         grow(self._client, self._names.rejected, partitions)
         s = self._settings
         ensure_topics(self._client, self._names.at(one.revision), partitions, s.replication_factor, s.min_insync_replicas)
-        if one not in known:
+        if one.revision not in known:
             revisions.write(self._warehouse, one)
         install(self._warehouse, at_revision(self._definitions, one.revision), int(time.time() * 1000), one.revision)
         return one
+
+    def _next(self, wanted: Revision, known: dict[int, Revision], partitions: int) -> Revision:
+        """`wanted` under the first number that nothing is known of, or under that of the newest one, if that is the same and its topics are there."""
+        while wanted.revision in known or self._count(wanted.revision):
+            newest = wanted.revision == max(known, default=0)
+            if newest and known[wanted.revision] == wanted and self._count(wanted.revision) == partitions:
+                break
+            wanted = wanted._replace(revision=wanted.revision + 1)
+        return wanted
+
+    def _count(self, revision: int) -> int:
+        """Partitions of a revision's changelog, 0 when it is not there."""
+        from pipeline.topics import partition_counts
+
+        changelog = self._names.at(revision).changelog
+        return partition_counts(self._admin, [changelog])[changelog]
 
     def _moved_since(self, partitions: int) -> bool:
         """Whether the warehouse knows of another number of partitions: where the changelog has got more of them, or is gone."""

@@ -92,7 +92,7 @@ def drop_others(warehouse: Warehouse, revision: int) -> None:
     for cells, catalog in (("funnel_cells", "catalog_funnels"), ("retention_cells", "catalog_retentions"), ("kpi_cells", "catalog_kpis")):
         versions = [
             str(version) for (version,) in warehouse.query(f"SELECT DISTINCT definition FROM {catalog} WHERE revision = {revision}")
-        ]  # noqa: S608
+        ]
         warehouse.query(f"ALTER TABLE {cells} DELETE WHERE definition NOT IN {literal(['', *versions])}")
     for table in ("progress", *TABLES):
         warehouse.query(f"ALTER TABLE {table} DELETE WHERE revision != {revision}")

@@ -6,11 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 from kafka import KafkaAdminClient
@@ -81,9 +79,7 @@ def test_new_definitions_are_computed_beside_live_workers_and_swapped_in(build: 
     _ = rig.definitions_file
     with watched(rig) as seen:
         rig.produce_aside(0.8)
-        began = time.monotonic()
-        said = ended(rebuild(rig))
-        print(said, f"{time.monotonic() - began:.1f} s")
+        print(ended(rebuild(rig)))
         rig.produce_aside(1)
         rig.settle()
     assert in_force(rig.warehouse) == 1
@@ -91,7 +87,7 @@ def test_new_definitions_are_computed_beside_live_workers_and_swapped_in(build: 
     assert all(names[0] <= more for more in names), "no report lost a name"
     assert "from_search" in names[-1] - names[0]
     for name in names[0]:
-        for before, after in zip(seen, seen[1:], strict=False):
+        for before, after in pairwise(seen):
             assert before[name] * 0.98 <= after[name] <= seen[-1][name], (name, before, after)
     assert all(worker.poll() is None for worker in rig.workers), rig.log
     rig.stop_workers()
@@ -101,3 +97,58 @@ def test_new_definitions_are_computed_beside_live_workers_and_swapped_in(build: 
     print(ended(rebuild(rig, "--drop-old")))
     rig.until(lambda: len(rig.warehouse.query("SELECT DISTINCT revision FROM progress")) == 1, 30, "old rows are deleted")
     rig.check()
+
+
+def test_interrupted_at_any_moment_nothing_changes_and_the_same_command_goes_on(build: Build, some_day: Day) -> None:
+    rig = build(events=some_day)
+    live = rig.start()
+    rig.produce(0.7)
+    rig.settle()
+    for name in ("SHOPSTREAM_FAULT", ""):
+        rig.settings = {name: "before_insert:2:stop"} if name else {}
+        running = rebuild(rig)
+        assert running.stdout is not None
+        assert "computing revision 1" in running.stdout.readline()
+        if name:  # its worker is frozen in the middle
+            rig.until(lambda: rig.warehouse.query("SELECT count() FROM progress WHERE revision = 1") != [(0,)], 60, "something is computed")
+            running.kill()
+            running.communicate()
+        else:
+            running.send_signal(signal.SIGINT)
+            assert "the same command goes on" in ended(running, 128 + signal.SIGINT)
+        assert in_force(rig.warehouse) == 0
+        assert live.poll() is None
+    rig.produce(0.8)
+    assert "revision 1 is in force and its workers are at work" in ended(rebuild(rig))
+    rig.produce(1)
+    rig.finish()
+
+
+def test_partitions_added_and_a_table_dropped(build: Build, some_day: Day) -> None:
+    rig = build(events=some_day)
+    rig.start()
+    rig.produce(0.5)
+    rig.settle()
+    rig.stop_workers()
+    admin = KafkaAdminClient(bootstrap_servers=[rig.bootstrap])
+    admin.create_partitions(dict.fromkeys((rig.topics.clickstream, rig.topics.orders), PARTITIONS + 1))
+    admin.close()
+    rig.partitions = PARTITIONS + 1
+    rig.produce(0.8)
+    worker = rig.start()
+    assert worker.wait(60) == 1, rig.log
+    assert "shopstream rebuild --from earliest" in rig.log
+
+    said = ended(rebuild(rig))
+    assert "revision 1 is in force, but no worker runs" in said
+    worker = rig.start()
+    rig.produce(0.9)
+    rig.settle()
+
+    rig.warehouse.query("DROP TABLE kpi_cells")
+    rig.produce(1)
+    assert worker.wait(60) == 1, rig.log
+    subprocess.run([sys.executable, "-m", "pipeline.cli.main", "migrate", "--repair"], env=rig.environment(), check=True)
+    assert "revision 2 is in force" in ended(rebuild(rig))
+    rig.start()
+    rig.finish()

@@ -148,7 +148,7 @@ class Partition:
         self.states: dict[str, TopicState] = {}
         self.idle: set[str] = set()  # topics that hold no watermark back, set by the driver
         self.following = False  # beside the revision in force, whose dead letters are the ones that count
-        self.held = False  # the horizon stays: users have moved between partitions, and others still send on their old events
+        self.held = False  # the horizon stays: other partitions still send on old events of our users
         self._dealt_with: dict[str, int] = {}  # up to these offsets the revision in force has sent its dead letters
         self._withheld: list[Letter] = []
         self._due: list[Letter] = []
@@ -299,10 +299,13 @@ class Partition:
         self._dealt_with = offsets
         self._withheld = [letter for letter in self._withheld if not self._is_dealt_with(letter[1])]
 
-    def succeed(self, offsets: dict[str, int]) -> None:
-        """The revision that was in force has ended at these offsets, for good: what was rejected from there on goes out with the next flush."""
+    def succeed(self, offsets: dict[str, int], unsent: Iterable[Letter] = ()) -> None:
+        """The revision that was in force has ended at these offsets, for good: what was rejected from there on goes out with the next flush.
+
+        unsent: what that revision should have sent itself.
+        """
         self.dealt_with(offsets)
-        self._due, self._withheld, self.following = self._withheld, [], False
+        self._due, self._withheld, self.following = [*unsent, *self._withheld], [], False
         self._pending.moved = True
 
     def release(self) -> None:
@@ -485,12 +488,23 @@ class Partition:
         self._start(board)
 
 
-def positions_in(records: Iterable[tuple[bytes | None, bytes | None]]) -> dict[str, int]:
-    """Next offset of each source topic as a changelog's records say it; empty when they hold no flush. Raises ChangelogError and Sealed."""
+class End(NamedTuple):
+    """Where a changelog ends. positions: next offset by source topic. withheld: what a partition that is still `following` has not sent."""
+
+    positions: dict[str, int]
+    following: bool
+    withheld: list[Letter]
+
+
+def end_of(records: Iterable[tuple[bytes | None, bytes | None]]) -> End | None:
+    """What a changelog's last flush says; None when its records hold no flush. Raises ChangelogError and Sealed."""
     reader = Reader()
     reader.read(records)
     newest = reader.deltas[-1] if reader.deltas else reader.snapshot
-    return {topic: state.next_offset for topic, state in unpack(newest[1], _Meta)[0].topics.items()} if newest else {}
+    if newest is None:
+        return None
+    meta = unpack(newest[1], _Meta)[0]
+    return End({topic: state.next_offset for topic, state in meta.topics.items()}, meta.following, meta.withheld)
 
 
 def _since(columns: dict[str, Any], since_ms: int) -> dict[str, Any]:

@@ -98,14 +98,14 @@ def admin_arguments(settings: Settings) -> dict[str, Any]:
     return arguments
 
 
-def options_at(settings: Settings, one: Revision) -> Any:
-    """A worker's options at a revision."""
-    options, names = worker_options(settings), topic_names(settings)
+def options_at(settings: Settings, ancestry: list[Revision]) -> Any:
+    """A worker's options at a revision: the first of its ancestry."""
+    options, names, one = worker_options(settings), topic_names(settings), ancestry[0]
     return replace(
         options,
         topics=names.at(one.revision),
         partition=replace(options.partition, rows_since_ms=one.since),
-        follows=names.at(one.follows) if one.revision else None,
+        follows=tuple(names.at(each.revision) for each in ancestry[1:]),
         moved=one.moved,
     )
 

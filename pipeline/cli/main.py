@@ -126,10 +126,11 @@ def worker(
     for noisy in ("faust", "mode", "aiokafka", "kafka", "numba", "pipeline.streaming"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     opened = open_configured(settings)
-    one = patiently(lambda: revisions.find(opened, max(revision, revision_in_force(opened))))
+    ancestry = patiently(lambda: revisions.ancestry(opened, max(revision, revision_in_force(opened))))
+    one = ancestry[0]
     wanted = at_revision(load_definitions(settings.definitions), one.revision)
     patiently(lambda: install(opened, wanted, int(time.time() * 1000), one.revision))
-    code = run_worker(options_at(settings, one), wanted, opened)
+    code = run_worker(options_at(settings, ancestry), wanted, opened)
     if code == GO_OVER:
         logging.shutdown()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 the same command again: another revision, perhaps other definitions

@@ -181,7 +181,7 @@ class _Rebuild:
         from pipeline.topics import ensure_topics, grow
 
         since = since_ms(from_, self._definitions, self._consumer, self._sources(partitions))
-        moved = self._count(self._revision) not in (0, partitions) or self._moved_since(partitions)
+        moved = self._count(self._revision) not in (0, partitions) or self._moved(partitions)
         plan = sha256(repr((self._definitions, partitions)).encode()).hexdigest()[:12]
         known = {one.revision: one for one in revisions.known(self._warehouse)}
         one = self._next(revisions.Revision(self._revision + 1, self._revision, plan, since, moved), known, partitions)
@@ -209,12 +209,10 @@ class _Rebuild:
         changelog = self._names.at(revision).changelog
         return partition_counts(self._admin, [changelog])[changelog]
 
-    def _moved_since(self, partitions: int) -> bool:
-        """Whether the warehouse knows of another number of partitions: where the changelog has got more of them, or is gone."""
-        from pipeline.sinks import revisions
-
-        known = revisions.positions(self._warehouse, self._revision)
-        return bool(known) and max(known) + 1 != partitions
+    def _moved(self, partitions: int) -> bool:
+        """Whether the warehouse knows of another number of partitions (the changelog has got more of them, or is gone), or of re-keyed events."""
+        last, rekeyed = self._warehouse.query('SELECT max("partition"), sum(rekeyed) FROM current_progress')[0]
+        return int(rekeyed) > 0 or int(last) not in (0, partitions - 1)
 
     def _worker(self, one: Revision) -> Workers:
         from pipeline.cli.workers import Workers

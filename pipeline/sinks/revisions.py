@@ -18,7 +18,7 @@ from schemas.rows import COLUMNS
 
 class Revision(NamedTuple):
     """follows: the revision that was in force when it was begun. plan: what it is computed from, equal for equal work. since: windows that start
-    before it (ms) keep the rows they had. moved: the number of partitions has changed. shown_at: ms, 0 while it is not in force."""
+    before it (ms) keep the rows they had. moved: some users' events are in partitions that are not theirs. shown_at: ms, 0 while it is not in force."""
 
     revision: int
     follows: int = 0
@@ -46,6 +46,15 @@ def known(warehouse: Warehouse) -> list[Revision]:
 def find(warehouse: Warehouse, revision: int) -> Revision:
     """What is known of one; of revision 0, that it follows nothing."""
     return next((one for one in known(warehouse) if one.revision == revision), Revision(revision))
+
+
+def ancestry(warehouse: Warehouse, revision: int) -> list[Revision]:
+    """A revision, the one that it follows, and so on to revision 0."""
+    every = {one.revision: one for one in known(warehouse)}
+    line = [every.get(revision, Revision(revision))]
+    while line[-1].revision > 0:
+        line.append(every.get(line[-1].follows, Revision(line[-1].follows)))
+    return line
 
 
 def write(warehouse: Warehouse, one: Revision) -> None:
@@ -90,9 +99,8 @@ def keep_before(warehouse: Warehouse, definitions: Definitions, one: Revision) -
 def drop_others(warehouse: Warehouse, revision: int) -> None:
     """Delete the rows of every revision but this one. ClickHouse does it in the background."""
     for cells, catalog in (("funnel_cells", "catalog_funnels"), ("retention_cells", "catalog_retentions"), ("kpi_cells", "catalog_kpis")):
-        versions = [
-            str(version) for (version,) in warehouse.query(f"SELECT DISTINCT definition FROM {catalog} WHERE revision = {revision}")
-        ]
-        warehouse.query(f"ALTER TABLE {cells} DELETE WHERE definition NOT IN {literal(['', *versions])}")
+        known = warehouse.query(f"SELECT DISTINCT definition FROM {catalog} WHERE revision = {revision}")  # noqa: S608 our own names
+        versions = ["", *(str(version) for (version,) in known)]
+        warehouse.query(f"ALTER TABLE {cells} DELETE WHERE definition NOT IN {literal(versions)}")
     for table in ("progress", *TABLES):
         warehouse.query(f"ALTER TABLE {table} DELETE WHERE revision != {revision}")

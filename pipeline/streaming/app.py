@@ -97,8 +97,8 @@ class WorkerOptions:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0  # none
     stuck_seconds: float = 120.0  # 0: a worker that is stuck is told, not ended
-    follows: Topics | None = None  # of the revision that ours was begun beside
-    moved: bool = False  # since then users have moved between partitions
+    follows: tuple[Topics, ...] = ()  # of the revision that ours was begun beside, of the one before that, and so on
+    moved: bool = False  # some users' events are in partitions that are not theirs
 
 
 def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -> faust.App:

@@ -30,6 +30,7 @@ from pipeline.topic_names import Topics
 
 log = logging.getLogger("shopstream.owner")
 
+REMEDY = "Check them with `shopstream topics`; `shopstream rebuild --from earliest` goes over to a changed number."
 TAKE_OVERS_AT_ONCE = 2  # a restore holds its changelog in memory
 
 
@@ -65,7 +66,7 @@ class Owner:
         self.topics = topics
         self.options = options
         self.accept_deleted = accept_deleted
-        self.moved = moved  # since the revision before ours users have moved between partitions
+        self.moved = moved  # some users' events are in partitions that are not theirs
         self.owned: dict[int, Owned] = {}
         self.wanted: set[int] = set()  # what the group has assigned to us
         self.held = True  # while the group rebalances, nothing is read or flushed
@@ -99,7 +100,7 @@ class Owner:
         by_topic = {topic: {tp.partition for tp in tps if tp.topic == topic} for topic in self.topics.sources}
         wanted = by_topic[self.topics.clickstream]
         if any(numbers != wanted for numbers in by_topic.values()):
-            raise RuntimeError(f"partitions of the topics do not belong together: {by_topic}. Check them with `shopstream topics`.")
+            raise RuntimeError(f"partitions of the topics do not belong together: {by_topic}. {REMEDY}")
         self.rebalances += 1
         self.wanted = wanted
         self.held = False
@@ -205,9 +206,7 @@ class Owner:
         """Partitions of the source topics, asked of the broker: with a wrong count every user would seem to be in the wrong place."""
         counts = {topic: len(await asyncio.wait_for(producer.partitions_for(topic), TRANSACTION_SECONDS)) for topic in self.topics.sources}
         if len(set(counts.values())) != 1:
-            raise RuntimeError(
-                f"the source topics need the same number of partitions, but have {counts}. Check them with `shopstream topics`."
-            )
+            raise RuntimeError(f"the source topics need the same number of partitions, but have {counts}. {REMEDY}")
         return counts[self.topics.clickstream]
 
     async def _check_partitions(self, owned: Owned) -> None:

@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from pipeline.changelog import SEALED, ChangelogError
-from pipeline.partition import OutRecord, positions_in
+from pipeline.partition import End, OutRecord, end_of
 from pipeline.streaming.changelog import Records, Recovery, fence, grew, read_to_end, stop_producer, transact
 from pipeline.topic_names import Topics
 
@@ -42,10 +42,10 @@ async def write_state(client: dict[str, Any], topics: Topics, number: int, recor
         await stop_producer(producer)
 
 
-async def seal(client: dict[str, Any], topics: Topics, number: int, successor: int) -> dict[str, int] | None:
+async def seal(client: dict[str, Any], topics: Topics, number: int, successor: int) -> End | None:
     """Close the changelog for the revision `successor`: whoever takes the partition over from it finds that out, and a present owner can't commit.
 
-    Returns the positions (next offset by source topic) at which it ended; None when there is no changelog or nothing of use in it. May be repeated.
+    Returns where it ended; None when there is no changelog or nothing of use in it. May be repeated.
     """
     if number >= await _partitions(client, topics.changelog):
         return None
@@ -54,12 +54,12 @@ async def seal(client: dict[str, Any], topics: Topics, number: int, successor: i
         try:
             records = await read_to_end(client, TopicPartition(topics.changelog, number), Recovery())
             sealed = bool(records) and records[-1][0] == SEALED
-            positions = positions_in(records[:-1] if sealed else records) or None
+            end = end_of(records[:-1] if sealed else records)
         except ChangelogError:  # it is lost, and its owner can't go on either
-            sealed, positions = False, None
+            sealed, end = False, None
         if not sealed:
             await transact(producer, [OutRecord(topics.changelog, number, SEALED, str(successor).encode(), [])], topics.changelog)
-        return positions
+        return end
     finally:
         await stop_producer(producer)
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from pipeline.partition import Letter
 from pipeline.sinks.revisions import in_force, positions
 from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable, Warehouse
 from pipeline.streaming.owner import Owned, Owner
@@ -25,9 +26,9 @@ Offsets = dict[int, dict[str, int]]
 
 
 class Succession:
-    """Looks every LOOK_SECONDS which revision is in force. `follows`: the topics of the one ours was begun beside, None for revision 0."""
+    """Looks every LOOK_SECONDS which revision is in force. `follows`: topics of the one ours was begun beside, of the one before that, and so on."""
 
-    def __init__(self, owner: Owner, warehouse: Warehouse, in_thread: Callable[..., Awaitable[Any]], follows: Topics | None) -> None:
+    def __init__(self, owner: Owner, warehouse: Warehouse, in_thread: Callable[..., Awaitable[Any]], follows: tuple[Topics, ...]) -> None:
         self._owner = owner
         self._warehouse = warehouse
         self._in_thread = in_thread
@@ -53,25 +54,33 @@ class Succession:
             return
         shown = revision == self._owner.topics.revision
         following = [owned for owned in self._owner.owned.values() if owned.partition.following]
-        if following and self._follows is not None:
-            known: Offsets = await self._in_thread(positions, self._warehouse, self._follows.revision)
+        if following and self._follows:
+            known: Offsets = await self._in_thread(positions, self._warehouse, self._follows[0].revision)
             for owned in following:
                 number = owned.partition.number
                 if shown:
-                    await self._succeed(owned, self._follows, known.get(number, {}))
+                    await self._succeed(owned, known.get(number, {}))
                 else:
                     owned.partition.dealt_with(known.get(number, {}))
         await self._release(shown)
 
-    async def _succeed(self, owned: Owned, follows: Topics, known: dict[str, int]) -> None:
+    async def _succeed(self, owned: Owned, known: dict[str, int]) -> None:
         """known: how far the warehouse has heard the older one came, for when its changelog is lost."""
         number = owned.partition.number
-        ended = await seal(self._owner.client, follows, number, self._owner.topics.revision)
+        ended, unsent = await self._end(number, self._follows, known)
         if self._owner.owned.get(number) is owned:
-            owned.partition.succeed(known if ended is None else ended)
-            log.info(
-                "partition %d: revision %d goes on after %d at %s", number, self._owner.topics.revision, follows.revision, ended or known
-            )
+            owned.partition.succeed(ended, unsent)
+            log.info("partition %d: revision %d goes on at %s", number, self._owner.topics.revision, ended)
+
+    async def _end(self, number: int, follows: tuple[Topics, ...], known: dict[str, int]) -> tuple[dict[str, int], list[Letter]]:
+        """Close the changelog of the first of `follows`: where it ended, and the dead letters that it withheld because it had not succeeded itself yet."""
+        end = await seal(self._owner.client, follows[0], number, self._owner.topics.revision)
+        if end is None:
+            return known, []
+        if not end.following or len(follows) == 1:
+            return end.positions, []
+        before, unsent = await self._end(number, follows[1:], {})
+        return end.positions, unsent + [letter for letter in end.withheld if letter[1][2] >= before.get(letter[1][0], 0)]
 
     async def _release(self, shown: bool) -> None:
         """Let the horizon move once every partition has read what was there at the beginning, and then what others have sent on to it."""

@@ -1,6 +1,6 @@
 -- A revision is one computation of all numbers from the topics. `shopstream rebuild` computes the next one beside that in force, under definition
 -- versions of its own, and one row here shows all of it at once. follows: the revision it was begun beside. plan: what it is computed from.
--- since: windows that start before it (ms) keep the rows they had. moved: the number of partitions has changed. shown_at (ms): in force from then on, 0: not yet.
+-- since: windows that start before it (ms) keep the rows they had. moved: some users' events are in partitions that are not theirs. shown_at (ms): in force from then on, 0: not yet.
 CREATE TABLE IF NOT EXISTS {database}.revisions {on_cluster}
 (
     revision Int32,

@@ -664,7 +664,7 @@ def test_names_in_the_catalog_may_hold_anything(warehouse: Warehouse) -> None:
 # --- revisions ----------------------------------------------------------------------------------------------------------------
 
 
-def at(revision: int) -> Definitions:
+def made(revision: int) -> Definitions:
     return at_revision(Definitions(funnels=(CHECKOUT,), retentions=(WEEKLY,), kpis=(stored("n"),)), revision)
 
 
@@ -693,11 +693,11 @@ def all_three(start: int, value: int) -> set[tuple[Any, ...]]:
 
 def test_one_row_shows_another_revision_in_every_report(warehouse: Warehouse) -> None:
     assert revisions.in_force(warehouse) == 0
-    install(warehouse, at(0), 1)
+    install(warehouse, made(0), 1)
     warehouse.insert(cells_of(0, 5) | columns("progress", [progress(0, T0 + 2 * DAY)]))
     begun = revisions.Revision(1, 0, "plan")
     revisions.write(warehouse, begun)
-    assert install(warehouse, at(1), 1, revision=1) == 3
+    assert install(warehouse, made(1), 1, revision=1) == 3
     warehouse.insert(cells_of(1, 7) | columns("progress", [progress(0, T0) | {"revision": 1, "next_offset": 3}]))
     assert shown(warehouse) == all_three(T0, 5)
     assert warehouse.query("SELECT next_offset FROM current_progress") == [(10,)]
@@ -716,21 +716,21 @@ def test_one_row_shows_another_revision_in_every_report(warehouse: Warehouse) ->
 
 
 def test_windows_before_a_rebuild_keep_their_rows(warehouse: Warehouse) -> None:
-    install(warehouse, at(0), 1)
+    install(warehouse, made(0), 1)
     for start in (T0, T0 + DAY):
         warehouse.insert(cells_of(0, 5, start, version=3))
     one = revisions.Revision(1, 0, "plan", since=T0 + DAY)
-    install(warehouse, at(1), 1, revision=1)
+    install(warehouse, made(1), 1, revision=1)
     warehouse.insert(cells_of(1, 7, T0 + DAY))
     for _ in range(2):
-        revisions.keep_before(warehouse, at(0), one)
+        revisions.keep_before(warehouse, made(0), one)
     revisions.write(warehouse, one._replace(shown_at=1))
     assert shown(warehouse) == all_three(T0, 5) | all_three(T0 + DAY, 7)
 
 
 def test_what_was_replaced_can_be_dropped(warehouse: Warehouse) -> None:
     for revision in (0, 1, 2):
-        install(warehouse, at(revision), 1, revision=revision)
+        install(warehouse, made(revision), 1, revision=revision)
         warehouse.insert(cells_of(revision, revision + 5) | columns("progress", [progress(0, T0) | {"revision": revision}]))
     revisions.write(warehouse, revisions.Revision(1, 0, "plan", shown_at=1))
     revisions.drop_others(warehouse, 1)
@@ -743,7 +743,7 @@ def test_what_was_replaced_can_be_dropped(warehouse: Warehouse) -> None:
 
 
 def test_what_was_dropped_is_made_again_when_asked_for(implementation: Implementation, warehouse: Warehouse) -> None:
-    install(warehouse, at(0), 1)
+    install(warehouse, made(0), 1)
     warehouse.insert(cells_of(0, 5))
     warehouse.query("DROP TABLE kpi_cells")
     assert warehouse.migrate() == []

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import pairwise
+from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.revisions import in_force
 from tests.faults.conftest import Build
 from tests.faults.rig import DEFINITIONS, PARTITIONS, SEED, Day, Rig, day_of, make_day
+from tests.integration.driving import reported, same
 
 NEW_FUNNEL = """
 [[funnel]]
@@ -152,3 +156,59 @@ def test_partitions_added_and_a_table_dropped(build: Build, some_day: Day) -> No
     assert "revision 2 is in force" in ended(rebuild(rig))
     rig.start()
     rig.finish()
+
+
+def test_from_a_date_leaves_earlier_windows_alone_and_says_from_when_it_can_be_done(build: Build, some_day: Day) -> None:
+    rig = build(events=some_day)
+    rig.start()
+    rig.produce(0.9)
+    rig.settle()
+    first, *_, last = sorted({key[1] for key in some_day.truth[0]})
+    delete_before_the_middle(rig)
+    said = ended(rebuild(rig, "--from", iso(first)), 2)
+    begin = re.search(r"on it does: --from (\S+)\.", said)
+    assert begin is not None, said
+    since = int(datetime.fromisoformat(begin[1] + "+00:00").timestamp() * 1000)
+    assert first < since < last
+    before = earlier(reported(rig.warehouse), since)
+    print(ended(rebuild(rig, "--from", begin[1])))
+    rig.produce(1)
+    rig.settle()
+    rig.stop_workers()
+    found = reported(rig.warehouse)
+    assert all(len(rows) > 100 for rows in before[::2])
+    for kind, now, then in zip(("funnels", "retentions", "KPIs"), earlier(found, since), before, strict=True):
+        same(f"{kind} of earlier windows", now, then)
+    same("funnels", later(found[0], since), later(some_day.truth[0], since))
+    of_events = {key: value for key, value in some_day.truth[2].items() if key[0] in ("visitors", "buyers", "revenue")}
+    assert of_events
+    same("KPIs", {key: value for key, value in later(found[2], since).items() if key in of_events}, later(of_events, since))
+    assert rig.dead_letters() == some_day.bad
+
+
+def delete_before_the_middle(rig: Rig) -> None:
+    """Retention has taken the first half of each partition."""
+    consumer = KafkaConsumer(bootstrap_servers=[rig.bootstrap])
+    ends = consumer.end_offsets(
+        [TopicPartition(topic, p) for topic in (rig.topics.clickstream, rig.topics.orders) for p in range(PARTITIONS)]
+    )
+    consumer.close()
+    admin = KafkaAdminClient(bootstrap_servers=[rig.bootstrap])
+    admin.delete_records({place: end // 2 for place, end in ends.items()})
+    admin.close()
+
+
+def iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M")
+
+
+def later(rows: dict[Any, Any], since: int) -> dict[Any, Any]:
+    return {key: value for key, value in rows.items() if start_of(key) >= since}
+
+
+def earlier(reports: tuple[dict[Any, Any], ...], since: int) -> list[dict[Any, Any]]:
+    return [{key: value for key, value in rows.items() if start_of(key) < since} for rows in reports]
+
+
+def start_of(key: tuple[Any, ...]) -> int:
+    return next(part for part in key if isinstance(part, int) and part > 10**11)

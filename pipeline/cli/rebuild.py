@@ -44,7 +44,8 @@ def rebuild(
     from_: Annotated[
         str | None,
         typer.Option(
-            "--from", help="`earliest`: all that the topics hold. A date or time: windows that start before it keep their numbers."
+            "--from",
+            help="`earliest`: all that the topics hold. A date or time: windows and cohorts that begin before it keep the numbers that they have at the swap.",
         ),
     ] = None,
     broker: Annotated[str | None, typer.Option(help="Bootstrap servers; SHOPSTREAM_BROKER.", show_default=False)] = None,
@@ -141,6 +142,11 @@ class _Rebuild:
         workers = self._worker(one)
         wanted = self._ends(self._sources(partitions)) if one.moved else {}
         console.print(f"computing revision {one.revision} beside revision {one.follows}", highlight=False)
+        if one.since:
+            console.print(
+                f"windows and cohorts that began before {from_} stay as they are at the swap, those that are still open, too",
+                highlight=False,
+            )
         self._until_reached(one, topics, partitions, wanted, workers)
         lived = self._members(self._names.at(one.follows).app_id) > 0
         self._show(one)

@@ -38,12 +38,15 @@ class Succession:
 
     async def run(self) -> None:
         """For ever. A warehouse or a Kafka that is away is asked again."""
+        told = ""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self.look()
             except (SinkUnavailable, SinkRefused, *KAFKA_TROUBLE) as error:
-                log.warning("which revision is in force is not clear yet: %s", error)
+                if told != str(error):
+                    told = str(error)
+                    log.warning("which revision is in force can't be told or followed now: %s", error)
 
     async def look(self) -> None:
         """Raises SinkUnavailable, SinkRefused and KAFKA_TROUBLE."""

@@ -14,7 +14,6 @@ import signal
 import ssl
 import tempfile
 import threading
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -193,7 +192,7 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(END_OF_INPUT, flusher.end_of_input)
         succession = Succession(owner, warehouse, feeder.in_thread, options.follows)
-        code = await _work(app, options, flusher, feeder, [watchdog.run(), succession.run()], stop)
+        code = await _work(app, options, flusher, feeder, watchdog, succession, stop)
     folder.cleanup()
     return code
 
@@ -228,7 +227,13 @@ async def _warmed_up(definitions: Definitions) -> None:
 
 
 async def _work(
-    app: faust.App, options: WorkerOptions, flusher: Flusher, feeder: Feeder, beside: list[Coroutine[Any, Any, None]], stop: asyncio.Event
+    app: faust.App,
+    options: WorkerOptions,
+    flusher: Flusher,
+    feeder: Feeder,
+    watchdog: Watchdog,
+    succession: Succession,
+    stop: asyncio.Event,
 ) -> int:
     @app.on_partitions_revoked.connect
     async def flush_before_the_group_goes_on(_app: Any, revoked: Any, **_: Any) -> None:
@@ -238,7 +243,7 @@ async def _work(
     app.finalize()
     await app.start()
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    works = [flusher.run(), feeder.run(), _crashed(app), *beside]
+    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run(), succession.run()]
     if options.stuck_seconds:
         works.append(LoopGuard(options.stuck_seconds).run())
     tasks = [asyncio.create_task(work) for work in works]
@@ -250,7 +255,7 @@ async def _work(
         end_process(f"the worker ends: {error if remedy else repr(error)}{remedy}", error)
     log.info("stopping: last flush")
     try:
-        await asyncio.wait_for(_stop(app, tasks, flusher, feeder, options.stop_sink_seconds), STOP_SECONDS)
+        await asyncio.wait_for(_stop(app, tasks, flusher, feeder, succession, options.stop_sink_seconds), STOP_SECONDS)
     except Exception as error:
         end_process(f"the orderly end failed: {error!r}", error)
     if not stop.is_set():
@@ -289,13 +294,16 @@ async def _crashed(app: faust.App) -> None:
     raise RuntimeError(f"Faust crashed: {app.crash_reason!r}")
 
 
-async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, sink_seconds: float) -> None:
+async def _stop(
+    app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, succession: Succession, sink_seconds: float
+) -> None:
     app.consumer.stop_flow()
     app.flow_control.suspend()
     for task in tasks:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+    await succession.finish()
     flusher.owner.hold()
     await flusher.flush()
     await feeder.close(sink_seconds)

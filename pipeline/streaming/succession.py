@@ -22,6 +22,7 @@ from pipeline.topic_names import Topics
 log = logging.getLogger("shopstream.succession")
 
 LOOK_SECONDS = 2.0
+FINISH_SECONDS = 20.0
 Offsets = dict[int, dict[str, int]]
 
 
@@ -47,6 +48,14 @@ class Succession:
                 if told != str(error):
                     told = str(error)
                     log.warning("which revision is in force can't be told or followed now: %s", error)
+
+    async def finish(self) -> None:
+        """At an orderly end: what was withheld goes out with the last flush, if it is time. What does not work now, the next owner does."""
+        if any(owned.partition.following for owned in self._owner.owned.values()):
+            try:
+                await asyncio.wait_for(self.look(), FINISH_SECONDS)
+            except (SinkUnavailable, SinkRefused, *KAFKA_TROUBLE) as error:
+                log.warning("dead letters that were withheld wait for the next worker: %s", error)
 
     async def look(self) -> None:
         """Raises SinkUnavailable, SinkRefused and KAFKA_TROUBLE."""

@@ -27,6 +27,7 @@ from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pipeline.cli.workers import Workers
+    from pipeline.definitions import Definitions
     from pipeline.sinks.revisions import Revision
     from pipeline.sinks.warehouse import Warehouse
     from pipeline.topic_names import Topics
@@ -69,7 +70,14 @@ def rebuild(
         raise Wrong("say --from earliest or --from 2026-03-01 to compute anew, or --drop-old to delete what was replaced")
     from kafka.errors import KafkaError
 
+    from pipeline.cli.reading import parse_time
+    from pipeline.cli.rebuild_from import EARLIEST
+    from pipeline.definitions_file import load
+
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
+    wanted = load(settings.definitions)
+    if from_ != EARLIEST:
+        parse_time("--from", from_, wanted.time_zone)
     if not settings.warehouse.startswith("clickhouse://"):
         raise Wrong("a rebuild works beside live workers, and an embedded warehouse lets in one process: `shopstream run` fills a new one")
     with ExitStack() as stack:
@@ -79,7 +87,7 @@ def rebuild(
             if from_ is None:
                 _drop_old(settings, opened)
             else:
-                _Rebuild(settings, opened, stack).run(from_)
+                _Rebuild(settings, wanted, opened, stack).run(from_)
         except KafkaError as error:
             raise Failed(
                 f"Kafka refused or did not answer: {error!r}. Check the broker and the rights of the user, then do it again."
@@ -112,10 +120,9 @@ class _Bar:
 class _Rebuild:
     """One run of the command."""
 
-    def __init__(self, settings: Settings, warehouse: Warehouse, stack: ExitStack) -> None:
+    def __init__(self, settings: Settings, definitions: Definitions, warehouse: Warehouse, stack: ExitStack) -> None:
         from kafka import KafkaConsumer
 
-        from pipeline.definitions_file import load
         from pipeline.topics import connect
 
         self._settings = settings
@@ -123,7 +130,7 @@ class _Rebuild:
         self._stack = stack
         self._client = admin_arguments(settings)
         self._names = topic_names(settings)
-        self._definitions = load(settings.definitions)
+        self._definitions = definitions
         self._revision = revision_in_force(warehouse)
         self._admin = connect(self._client)
         stack.callback(self._admin.close)

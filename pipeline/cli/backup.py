@@ -54,10 +54,11 @@ def backup(
         raise Wrong(f"{folder} is there and not an empty folder: name a new one. A backup overwrites nothing.")
     started = time.monotonic()
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
-    client, opened = aiokafka_arguments(settings), open_configured(settings)
+    read, names, client = load(settings.definitions), topic_names(settings), aiokafka_arguments(settings)
+    _no_workers(settings, names)
+    opened = open_configured(settings)
     one = revisions.find(opened, revision_in_force(opened))
-    wanted, names = at_revision(load(settings.definitions), one.revision), topic_names(settings)
-    topics = names.at(one.revision)
+    wanted, topics = at_revision(read, one.revision), names.at(one.revision)
     _no_workers(settings, topics)
     partitions = describe(admin_arguments(settings), topics)[topics.changelog]
     if not partitions:

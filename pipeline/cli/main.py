@@ -125,10 +125,11 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for noisy in ("faust", "mode", "aiokafka", "kafka", "numba", "pipeline.streaming"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    read = load_definitions(settings.definitions)
     opened = open_configured(settings)
     ancestry = patiently(lambda: revisions.ancestry(opened, max(revision, revision_in_force(opened))))
     one = ancestry[0]
-    wanted = at_revision(load_definitions(settings.definitions), one.revision)
+    wanted = at_revision(read, one.revision)
     patiently(lambda: install(opened, wanted, int(time.time() * 1000), one.revision))
     code = run_worker(options_at(settings, ancestry), wanted, opened)
     if code == GO_OVER:

@@ -44,6 +44,7 @@ END_OF_INPUT = signal.SIGUSR1
 """`shopstream run` sends it once everything is applied."""
 GO_OVER = 75
 """What `run_worker` returns when another revision is in force: start again, and it is that one's worker."""
+_UNKNOWN_TABLE = "Code: 60"
 STOP_SECONDS = 60
 REVOKED_SECONDS = 20
 GC_THRESHOLDS = (100_000, 50, 1000)
@@ -251,8 +252,9 @@ async def _work(
     done, _ = await asyncio.wait([*tasks, *ends], return_when=asyncio.FIRST_COMPLETED)
     for task in done - ends:
         error = task.exception()
-        remedy = "; nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again" * isinstance(error, SinkRefused)
-        end_process(f"the worker ends: {error if remedy else repr(error)}{remedy}", error)
+        end_process(
+            f"the worker ends: {error}; {_remedy(error)}" if isinstance(error, SinkRefused) else f"the worker ends: {error!r}", error
+        )
     log.info("stopping: last flush")
     try:
         await asyncio.wait_for(_stop(app, tasks, flusher, feeder, succession, options.stop_sink_seconds), STOP_SECONDS)
@@ -265,6 +267,12 @@ async def _work(
         logging.shutdown()
         os._exit(0)  # Python would wait for the insert's thread
     return 0
+
+
+def _remedy(error: SinkRefused) -> str:
+    if _UNKNOWN_TABLE in str(error):
+        return "if it was dropped: `shopstream migrate --repair` makes it again, `shopstream rebuild --from earliest` fills it"
+    return "nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again"
 
 
 async def _meet_kafka(options: WorkerOptions) -> None:

@@ -175,6 +175,7 @@ def test_partitions_added_and_a_table_dropped(build: Build, some_day: Day) -> No
     rig.warehouse.query("DROP TABLE kpi_cells")
     rig.produce(1)
     assert worker.wait(60) == 1, rig.log
+    assert "`shopstream migrate --repair` makes it again" in rig.log
     ended(command(rig, "migrate", "--repair"))
     assert "revision 2 is in force" in ended(rebuild(rig))
     rig.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.streaming.owner import end_process
+from pipeline.streaming.ending import end_process
 
 
 async def consume(stream: Any, owner: Any) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -22,9 +23,13 @@ START_ATTEMPTS = 3
 
 
 class EmbeddedCluster:
-    """A context manager; `nodes` by id (1 to 3), each with `kill` and `start`. `bootstrap` names all of them, living or not. Its data go with it."""
+    """A context manager; `nodes` by id (1 to 3), each with `kill` and `start`. `bootstrap` names all of them, living or not. Its data go with it.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    `more`: see `Place`.
+    """
+
+    def __init__(self, *, quiet: bool = False, more: Mapping[str, str] | None = None) -> None:
+        self._more = more or {}
         self.folder = Path(tempfile.mkdtemp(prefix="shopstream-kafka-cluster-")).absolute()
         self.nodes: dict[int, EmbeddedKafka] = {}
         self._quiet = quiet
@@ -49,7 +54,7 @@ class EmbeddedCluster:
         for attempt in range(1, START_ATTEMPTS + 1):
             ports = free_ports(2 * NODES)
             quorum = {number: ports[NODES + number - 1] for number in range(1, NODES + 1)}
-            places = [Place(number, ports[number - 1], quorum) for number in quorum]
+            places = [Place(number, ports[number - 1], quorum, self._more) for number in quorum]
             self.nodes = {
                 place.number: EmbeddedKafka(
                     self.folder / f"node-{place.number}", quiet=self._quiet, place=place, heap=HEAP, remove=self.folder

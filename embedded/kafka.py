@@ -17,11 +17,12 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from embedded.jars import REMEDY, EmbeddedKafkaError, kafka_cache, kafka_jars
+from embedded.watchdog import FREEZE, KILL, THAW
 
 START_SECONDS = 60
 START_ATTEMPTS = 3
@@ -37,7 +38,6 @@ PROPERTIES = """\
 process.roles=broker,controller
 node.id={number}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}
 controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
@@ -62,26 +62,26 @@ message.max.bytes=67108864
 class Place:
     """Of a node in its cluster: its id, its port for clients, the port of every node (by id) for the quorum.
 
-    `advertised` is the port that clients are told to use, if it is another one: a proxy's.
+    `more` are properties of Kafka's that win against ours, and may name more ports.
     """
 
     number: int
     port: int
     quorum: Mapping[int, int]
-    advertised: int | None = None
+    more: Mapping[str, str] = field(default_factory=dict)
 
     def properties(self, logs: Path) -> str:
         """The node's configuration. All replicas but one must have what is acknowledged."""
-        return PROPERTIES.format(
+        ours = PROPERTIES.format(
             number=self.number,
             port=self.port,
-            advertised=self.advertised or self.port,
             controller=self.quorum[self.number],
             voters=",".join(f"{number}@127.0.0.1:{port}" for number, port in self.quorum.items()),
             replicas=len(self.quorum),
             in_sync=max(1, len(self.quorum) - 1),
             logs=str(logs).replace("\\", "\\\\"),
         )
+        return ours + "".join(f"{key}={value}\n" for key, value in self.more.items())
 
 
 class EmbeddedKafka:
@@ -150,10 +150,26 @@ class EmbeddedKafka:
 
     def kill(self) -> None:
         """SIGKILL: what a crash does. `start` brings it back on the same ports, with its data."""
+        self._say(KILL)
+        self._end()
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process lives; a broker whose disk is full ends itself."""
+        return self._process is not None and self._process.poll() is None
+
+    def freeze(self) -> None:
+        """SIGSTOP: it neither answers nor hangs up, until `thaw` or `kill`."""
+        self._say(FREEZE)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._say(THAW)
+
+    def _say(self, what: bytes) -> None:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):  # it ended by itself
-                os.write(self._process.stdin.fileno(), b"k")
-        self._end()
+                os.write(self._process.stdin.fileno(), what)
 
     def stop(self) -> None:
         """Kill it (a log on loopback that is thrown away needs no orderly end) and remove its data when they are temporary."""
@@ -205,7 +221,7 @@ class EmbeddedKafka:
         from kafka.errors import KafkaError
 
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self._process is not None and self._process.poll() is None:
+        while time.monotonic() < deadline and self.runs:
             with socket.socket() as probe:
                 probe.settimeout(0.2)
                 listening = probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,8 +1,8 @@
 """Runs a command and ends it with its owner: `python watchdog.py OWNER_PID FOLDER COMMAND…`. Started by `embedded.kafka`, standard library only.
 
 It reads a pipe whose other end the owner holds: when the owner is gone, however it went, the read ends, the command is killed and FOLDER removed
-('' keeps it). A byte in the pipe kills the command, too, but keeps FOLDER: the owner means to start it again. A child that the owner forked may hold
-that end open, too, so the owner's process id is watched besides.
+('' keeps it). A byte in the pipe: KILL kills the command, too, but keeps FOLDER, as the owner means to start it again; FREEZE and THAW stop it and let it
+go on. A child that the owner forked may hold that end open, too, so the owner's process id is watched besides.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.5
+KILL, FREEZE, THAW = b"k", b"s", b"c"
 
 
 def die_with_parent() -> None:
@@ -29,7 +30,11 @@ def main(owner: int, folder: str, command: list[str]) -> int:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
     while process.poll() is None and os.getppid() == owner:
         if select.select([0], [], [], POLL_SECONDS)[0]:
-            folder = "" if os.read(0, 1) else folder
+            said = os.read(0, 1)
+            if said in (FREEZE, THAW):
+                process.send_signal(signal.SIGSTOP if said == FREEZE else signal.SIGCONT)
+                continue
+            folder = "" if said else folder
             break
     else:
         if process.poll() is not None and os.getppid() == owner:

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 
+class FolderError(Exception):
+    """A folder of the worker's own can't be written; the message names it and the way out."""
+
+
 def cache_folder() -> Path:
     """`SHOPSTREAM_CACHE`, or the user's cache folder."""
     if named := os.environ.get("SHOPSTREAM_CACHE"):

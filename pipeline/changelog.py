@@ -49,6 +49,9 @@ _decode_part = msgspec.msgpack.Decoder(Part).decode
 _decode_head = msgspec.msgpack.Decoder(_Head).decode
 
 
+REMEDY = "The state is gone: bring the topic back from a backup (`shopstream restore`), or let `shopstream rebuild --from earliest` compute all numbers anew."
+
+
 class ChangelogError(Exception):
     """The changelog does not hold what this program wrote: a part is missing or damaged. Restoring would give wrong numbers, so it stops."""
 
@@ -109,21 +112,21 @@ class Reader:
             if key == SNAPSHOT and part.index == 0:
                 self._parts = []
             if part.index != len(self._parts) or (self._parts and part.flush != self._parts[0].flush):
-                raise ChangelogError(f"flush {part.flush}: part {part.index} of {part.count} does not follow what was read")
+                raise ChangelogError(f"flush {part.flush}: part {part.index} of {part.count} does not follow what was read. {REMEDY}")
             self._parts.append(part)
             if len(self._parts) == part.count:
                 self._whole(key, part.flush, b"".join(p.data for p in self._parts))
                 self._parts = []
         if self._parts:
-            raise ChangelogError(f"flush {self._parts[0].flush} is not whole")
+            raise ChangelogError(f"flush {self._parts[0].flush} is not whole. {REMEDY}")
 
     def _whole(self, key: bytes, flush: int, data: bytes) -> None:
         if key == SNAPSHOT:
             self.snapshot, self.deltas = (flush, data), []
             return
         if self.snapshot is None:
-            raise ChangelogError(f"flush {flush} comes before any snapshot: the head of the changelog is gone")
+            raise ChangelogError(f"flush {flush} comes before any snapshot: the head of the changelog is gone. {REMEDY}")
         last = self.deltas[-1][0] if self.deltas else self.snapshot[0]
         if flush != last + 1:
-            raise ChangelogError(f"flush {flush} follows {last}: a part of the changelog is gone")
+            raise ChangelogError(f"flush {flush} follows {last}: a part of the changelog is gone. {REMEDY}")
         self.deltas.append((flush, data))

@@ -6,7 +6,7 @@ At every commit the changelog says exactly *state after the events before the po
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, NamedArrays, Rea
 from pipeline.columns import I64, Columns
 from pipeline.decode import ORIGIN_HEADER, REKEYED_HEADER, Decoded, Decoder, Record, Reject
 from pipeline.definitions import Definitions
+from pipeline.steps import TornState, step
 from pipeline.tables.board import Board, next_generations
 from pipeline.topic_names import Topics
 from schemas.rejects import Reason, RejectedRecord
@@ -31,7 +32,7 @@ HELD_BACK = 1
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Limits of a partition. A brake goes on when more than `brake_ratio` of the last `brake_records` records of a topic were rejected."""
+    """Limits of a partition. A brake goes on when of any `brake_records` records of a topic in a row more than `brake_ratio` would be rejected."""
 
     max_message_bytes: int = 1 << 20
     brake_ratio: float = 0.5
@@ -132,7 +133,7 @@ class _Captured(NamedTuple):
 
 
 class Partition:
-    """One partition's state and its place in the logs. Methods never block and never wait."""
+    """One partition's state and its place in the logs. Methods never block and never wait; after a step that failed half way they raise TornState."""
 
     def __init__(
         self, number: int, partitions: int, definitions: Definitions, topics: Topics | None = None, options: Options | None = None
@@ -146,6 +147,7 @@ class Partition:
         self.sunk_flush = 0  # newest flush the sink confirmed
         self.horizon = 0
         self.states: dict[str, TopicState] = {}
+        self.torn = ""
         self.idle: set[str] = set()  # topics that hold no watermark back, set by the driver
         self.following = False  # beside the revision in force, whose dead letters are the ones that count
         self.held = False  # the horizon stays: other partitions still send on old events of our users
@@ -158,7 +160,7 @@ class Partition:
         self._pending = _Pending()
         self._captured: _Captured | None = None
         self._sendable: _Captured | None = None
-        self._recent: dict[str, deque[tuple[int, int]]] = {}
+        self._recent: dict[str, npt.NDArray[np.bool_]] = {}  # which of a topic's newest records were rejected
         self._snapshot_due = True
         self._delta_bytes = 0
         self._snapshot_bytes = 0
@@ -194,6 +196,7 @@ class Partition:
 
     # --- intake ---------------------------------------------------------------------------------------------------------
 
+    @step(BrakesOn, ContinuityError)
     def offer(self, run: Run) -> None:
         """Apply a run. Raises ContinuityError, or BrakesOn (then nothing of the run was applied)."""
         state = self.states.get(run.topic) or TopicState()
@@ -203,7 +206,10 @@ class Partition:
         decoded = self._decode(run)
         columns = decoded.columns
         late, watermark = self._judge_lateness(columns.ts, state.watermark, self.held and run.topic == self.topics.rekeyed)
-        self._brake(run.topic, len(run.records), len(decoded.rejects) + int(late.sum()))
+        rejected = np.zeros(len(run.records), np.bool_)
+        rejected[[reject.index for reject in decoded.rejects]] = True
+        rejected[decoded.rows[late]] = True
+        self._brake(run.topic, rejected)
 
         for reject in decoded.rejects:
             self._reject(run, run.records[reject.index], reject.reason, reject.cause)
@@ -261,18 +267,20 @@ class Partition:
         late = ts < self.horizon if mixed else ts < np.maximum(running[:-1] - self.definitions.lateness_ms, self.horizon)
         return late, int(running[-1])
 
-    def _brake(self, topic: str, records: int, rejects: int) -> None:
-        recent = self._recent.setdefault(topic, deque())
-        recent.append((records, rejects))
-        total, bad = sum(r for r, _ in recent), sum(b for _, b in recent)
-        if total >= self.options.brake_records and bad > self.options.brake_ratio * total:
-            recent.pop()
-            raise BrakesOn(
-                f"{topic}[{self.number}]: {bad} of the last {total} records would be rejected, more than {self.options.brake_ratio:.0%}; "
-                "fix the producer, or raise the reject ratio to let them into the dead letters"
-            )
-        while total - recent[0][0] >= self.options.brake_records:
-            total -= recent.popleft()[0]
+    def _brake(self, topic: str, rejected: npt.NDArray[np.bool_]) -> None:
+        """`rejected`: which records of a run. Every row of `brake_records` that ends in it is judged, however records are cut into runs."""
+        n, most = self.options.brake_records, self.options.brake_ratio * self.options.brake_records
+        judged = np.concatenate((self._recent.get(topic, rejected[:0]), rejected))
+        if len(judged) >= n and np.count_nonzero(judged) > most:
+            before = np.zeros(len(judged) + 1, np.int64)
+            np.cumsum(judged, out=before[1:])
+            bad = int((before[n:] - before[:-n]).max())
+            if bad > most:
+                raise BrakesOn(
+                    f"{topic}[{self.number}]: {bad} of {n} records in a row would be rejected, more than {self.options.brake_ratio:.0%}; "
+                    "fix the producer, or raise the reject ratio to let them into the dead letters"
+                )
+        self._recent[topic] = judged[max(0, len(judged) - n + 1) :]
 
     def _reject(self, run: Run, record: Record, reason: Reason, cause: str) -> None:
         raw = (record.value or b"")[: self.options.max_message_bytes]
@@ -326,8 +334,11 @@ class Partition:
 
     # --- flush ----------------------------------------------------------------------------------------------------------
 
+    @step()
     def snapshot(self) -> Flush | None:
-        """All that changed since the last flush, at one instant; None when nothing did."""
+        """All that changed since the last flush, at one instant; None when nothing did. Raises TornState when the last one was never committed."""
+        if self._captured is not None:
+            raise TornState(f"flush {self._captured.n} was taken and not committed: the changelog lacks it")
         pending = self._pending
         horizon = self.horizon if self.held else max(self.horizon, self.watermark - self.definitions.lateness_ms)
         if not pending.moved and horizon == self.horizon:  # a topic that became idle moves the horizon without an event
@@ -391,6 +402,7 @@ class Partition:
             progress.append((topic, self.number, reached, watermark, *counts, n, self.topics.revision))
         self._captured = _Captured(n, cells.keys[rows], cells.values[rows], cells.versions[rows], list(self._rejects), progress)
 
+    @step()
     def committed(self, flush: Flush) -> None:
         """The transaction of `flush` is committed: its values may go to the sink."""
         if self._captured is None or self._captured.n != flush.n:
@@ -423,6 +435,7 @@ class Partition:
 
     # --- restore --------------------------------------------------------------------------------------------------------
 
+    @step()
     def restore(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
         """Take over from the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError and Sealed."""
         reader = Reader()

@@ -52,6 +52,13 @@ class Settings(BaseSettings):
     session_seconds: float = Field(
         10, ge=1, le=300, description="Kafka's session timeout: how long a killed worker's partitions stay unowned"
     )
+    transaction_seconds: float = Field(
+        60,
+        ge=1,
+        le=3600,
+        description="how long a transaction of a partition may take, Kafka aborts it then: more for a large state and a slow network, at most the broker's "
+        "transaction.max.timeout.ms (15 minutes by default)",
+    )
     accept_deleted_events: bool = Field(
         False, description="go on where retention has deleted events that were not read yet, instead of stopping"
     )
@@ -63,8 +70,10 @@ class Settings(BaseSettings):
         description="a worker whose committed offsets have not moved for so long, without a reason to wait, ends itself; 0: never",
     )
     max_message_bytes: int = Field(1 << 20, ge=1024, description="a larger record is rejected as too_large")
-    brake_ratio: float = Field(0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this are rejected")
-    brake_records: int = Field(1000, ge=1, description="the newest records of a topic partition by which the ratio is judged")
+    brake_ratio: float = Field(
+        0.5, gt=0, le=1, description="consumption of a topic stops when more of its records than this would be rejected"
+    )
+    brake_records: int = Field(1000, ge=1, description="the records in a row of a topic partition by which the ratio is judged")
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Settings:

@@ -6,7 +6,7 @@ Partition p of every topic belongs together, so all have the same number of part
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,8 @@ from pipeline.topic_names import LARGEST_MESSAGE, Topics
 
 KAFKA_PORT = 9092
 KNOCK_SECONDS = 5.0
+KEEPS_ALL = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+"""The changelog is the state: it must never lose a record by age, size or key."""
 
 
 class TopicsError(Exception):
@@ -32,7 +34,7 @@ def wanted_topics(topics: Topics) -> dict[str, dict[str, str]]:
         topics.orders: large,
         topics.rekeyed: large,
         **dict.fromkeys(topics.rejected, large),
-        topics.changelog: large | {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+        topics.changelog: large | KEEPS_ALL,
     }
 
 
@@ -175,12 +177,15 @@ def describe(client: dict[str, Any], topics: Topics) -> dict[str, int]:
 
 
 def _check_changelog(admin: Any, changelog: str, present: dict[str, int]) -> None:
-    """The changelog is the state: it must never lose a record by age, size or key."""
     if changelog not in present:
         return
     found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, changelog)], config_filter="all")
-    configs = {key: data["value"] for by_name in found.values() for data_of in by_name.values() for key, data in data_of.items()}
-    for key, needed in (("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")):
+    check_keeps_all(changelog, {key: data["value"] for by_name in found.values() for of in by_name.values() for key, data in of.items()})
+
+
+def check_keeps_all(changelog: str, configs: Mapping[str, str]) -> None:
+    """Raises TopicsError when the changelog of this configuration would forget something."""
+    for key, needed in KEEPS_ALL.items():
         if configs.get(key, needed) != needed:
             raise TopicsError(
                 f"{changelog} holds the state, but has {key}={configs[key]}: set {key}={needed}, or state will be lost at a restart."

@@ -51,7 +51,7 @@ _CONFIG = """<?xml version="1.0"?>
 _USERS = """<?xml version="1.0"?>
 <yandex>
     <profiles>
-        <default><max_memory_usage>2000000000</max_memory_usage></default>
+        <default>{profile}</default>
         <reader><readonly>2</readonly></reader>
     </profiles>
     <quotas><default></default></quotas>
@@ -113,11 +113,17 @@ class ClickHouseServer:
         self.port = free_port()
         for name in ("data", "tmp", "user_files", "format_schemas"):
             (self.folder / name).mkdir()
-        secret = f"<password_sha256_hex>{hashlib.sha256(self.password.encode()).hexdigest()}</password_sha256_hex>"
-        allowed = "".join(f"<database>{name}</database>" for name in databases)
+        self._databases = "".join(f"<database>{name}</database>" for name in databases)
         (self.folder / "config.xml").write_text(_CONFIG.format(folder=self.folder, port=self.port, time_zone=time_zone, extra=extra))
-        (self.folder / "users.xml").write_text(_USERS.format(secret=secret, databases=allowed))
+        self.set_profile()
         self._process: subprocess.Popen[bytes] | None = None
+
+    def set_profile(self, settings: str = "<max_memory_usage>2000000000</max_memory_usage>") -> None:
+        """What holds for its users, as XML; a running server reads it within two seconds."""
+        secret = f"<password_sha256_hex>{hashlib.sha256(self.password.encode()).hexdigest()}</password_sha256_hex>"
+        new = self.folder / "users.new.xml"
+        new.write_text(_USERS.format(profile=settings, secret=secret, databases=self._databases))
+        new.rename(self.folder / "users.xml")
 
     def url(self, database: str = "shopstream", user: str = "worker") -> str:
         return f"clickhouse://{user}@127.0.0.1:{self.port}/{database}"

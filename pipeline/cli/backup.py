@@ -140,13 +140,16 @@ def restore(
 def _fill_warehouse(warehouse: Warehouse, folder: Path, manifest: Manifest, progress: Progress) -> None:
     from pipeline.backup import read_catalog, read_rows
     from pipeline.sinks import catalog, copy, revisions
+    from pipeline.streaming.faults import reach
 
-    stored = [file for file in manifest.files if file.table]
+    # `progress` first: it is by its rows that a worker without changelog knows that it must not begin anew here, should this be interrupted.
+    stored = sorted((file for file in manifest.files if file.table), key=lambda file: file.table != "progress")
     task = progress.add_task("warehouse", total=sum(file.rows for file in stored))
     catalog.write(warehouse, read_catalog(folder))
     if manifest.revision[0]:
         revisions.write(warehouse, revisions.Revision(*manifest.revision))
     for file in stored:
+        reach("before_insert")
         warehouse.insert({file.table: read_rows(folder, file)})
         progress.advance(task, file.rows)
     found = copy.digest(warehouse)

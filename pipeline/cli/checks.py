@@ -21,7 +21,7 @@ from pipeline.settings import Settings
 from pipeline.sinks import migrations
 from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable, Warehouse
 from pipeline.topic_names import LARGEST_MESSAGE, Topics
-from pipeline.topics import TopicsError, connect, partition_counts, wanted_topics
+from pipeline.topics import KEEPS_ALL, TopicsError, connect, partition_counts, wanted_topics
 
 State = Literal["ok", "warn", "fail"]
 DAY_MS = 86_400_000
@@ -96,7 +96,7 @@ def _configs(admin: Any, names: list[str]) -> dict[str, dict[str, str]]:
 def _config(name: str, config: dict[str, str], topics: Topics) -> list[Finding]:
     found = []
     if name == topics.changelog:
-        for key, needed in (("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")):
+        for key, needed in KEEPS_ALL.items():
             if config.get(key, needed) != needed:
                 remedy = f"set {key}={needed} on {name} now: what is deleted of it is lost at the next restart"
                 found.append(Finding("topics", "fail", f"{name} holds the state, but has {key}={config[key]}", remedy))

@@ -129,6 +129,7 @@ def worker_options(settings: Settings) -> Any:
         FlushOptions(settings.flush_seconds, settings.sink_lag_seconds, settings.idle_seconds),
         settings.session_seconds,
         settings.accept_deleted_events,
+        settings.transaction_seconds,
         metrics_host=settings.metrics_host,
         metrics_port=settings.metrics_port,
         stuck_seconds=settings.stuck_seconds,

@@ -49,13 +49,25 @@ def wrong_use() -> tuple[type[Exception], ...]:
 def failures() -> tuple[type[Exception], ...]:
     from embedded.jars import EmbeddedKafkaError
     from pipeline.backup import BackupError
+    from pipeline.cache import FolderError
     from pipeline.changelog import ChangelogError
     from pipeline.cli.workers import RunFailed
     from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
     from pipeline.telemetry.server import PortTaken
     from pipeline.topics import TopicsError
 
-    return (Failed, BackupError, ChangelogError, PortTaken, RunFailed, EmbeddedKafkaError, TopicsError, SinkRefused, SinkUnavailable)
+    return (
+        Failed,
+        BackupError,
+        ChangelogError,
+        FolderError,
+        PortTaken,
+        RunFailed,
+        EmbeddedKafkaError,
+        TopicsError,
+        SinkRefused,
+        SinkUnavailable,
+    )
 
 
 def load_definitions(path: Path | None) -> Definitions:
@@ -115,6 +127,7 @@ def worker(
     """
     import time
 
+    from pipeline.cli.quiet import OnceInAWhile
     from pipeline.definitions_version import at_revision
     from pipeline.sinks import revisions
     from pipeline.sinks.catalog import install
@@ -125,6 +138,8 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for noisy in ("faust", "mode", "aiokafka", "kafka", "numba", "pipeline.streaming"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(OnceInAWhile(("faust", "mode", "aiokafka", "asyncio")))
     read = load_definitions(settings.definitions)
     opened = open_configured(settings)
     ancestry = patiently(lambda: revisions.ancestry(opened, max(revision, revision_in_force(opened))))
@@ -203,6 +218,9 @@ def main() -> None:
         raise SystemExit(2) from None
     except failures() as error:
         _say("failed", error)
+        raise SystemExit(1) from None
+    except MemoryError:
+        _say("failed", MemoryError("out of memory: give the process more of it, then start it again. Nothing is lost"))
         raise SystemExit(1) from None
 
 

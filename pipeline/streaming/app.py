@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -19,16 +18,21 @@ from typing import Any, NamedTuple
 
 import faust
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError
 from faust.types.auth import AuthProtocol
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
 from agents import bind_agents
+from pipeline.cache import FolderError, kernel_cache
 from pipeline.definitions import Definitions
 from pipeline.partition import Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused, Warehouse
+from pipeline.streaming.changelog import TRANSACTION_SECONDS
+from pipeline.streaming.ending import end_process, end_when_out_of_memory
 from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
-from pipeline.streaming.owner import Owner, end_process
+from pipeline.streaming.memory import keep_small, settle
+from pipeline.streaming.owner import Owner
 from pipeline.streaming.readings import WorkerState
 from pipeline.streaming.succession import Succession
 from pipeline.streaming.tables import OwnedTables
@@ -36,7 +40,7 @@ from pipeline.streaming.watchdog import LoopGuard, Watchdog, probe_seconds
 from pipeline.telemetry.prometheus import CONTENT_TYPE, Exposition
 from pipeline.telemetry.server import serving
 from pipeline.topic_names import Topics
-from pipeline.topics import TopicsError
+from pipeline.topics import TopicsError, check_keeps_all
 
 log = logging.getLogger("shopstream.worker")
 
@@ -47,8 +51,6 @@ GO_OVER = 75
 _UNKNOWN_TABLE = "Code: 60"
 STOP_SECONDS = 60
 REVOKED_SECONDS = 20
-GC_THRESHOLDS = (100_000, 50, 1000)
-"""A fetch makes 16,000 records a partition, none of them in a cycle: at Python's default of 700 the collector walks them again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class WorkerOptions:
     flush: FlushOptions = FlushOptions()
     session_seconds: float = 10.0
     accept_deleted: bool = False
+    transaction_seconds: float = TRANSACTION_SECONDS
     stop_sink_seconds: float = 10.0  # how long an orderly end waits for the warehouse
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0  # none
@@ -126,7 +129,9 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
         autodiscover=False,
     )
     client = {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()}
-    owner = app.tables.owner = Owner(client, definitions, options.topics, options.partition, options.accept_deleted, options.moved)
+    owner = app.tables.owner = Owner(
+        client, definitions, options.topics, options.partition, options.accept_deleted, options.transaction_seconds, options.moved
+    )
     bind_agents(app, options.topics, owner)
     return app
 
@@ -176,8 +181,9 @@ class _WarmUp(NamedTuple):
 
 async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
     loop = asyncio.get_running_loop()
+    end_when_out_of_memory(loop)
     stop = asyncio.Event()
-    folder = tempfile.TemporaryDirectory(prefix="shopstream-faust-")
+    folder = _temporary_folder()
     app = create_app(options, definitions, folder.name)
     owner: Owner = app.tables.owner
     flusher, feeder = Flusher(owner, options.flush), Feeder(owner, warehouse, options.flush)
@@ -198,6 +204,13 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
     return code
 
 
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="shopstream-faust-")
+    except OSError as error:
+        raise FolderError(f"no temporary folder can be made ({error}): make room, or name another place with TMPDIR") from None
+
+
 async def _warmed_up(definitions: Definitions) -> None:
     """`warm_up` in a thread of its own, which an end does not wait for: compiling takes up to a minute, and the port answers meanwhile."""
     loop = asyncio.get_running_loop()
@@ -215,6 +228,10 @@ async def _warmed_up(definitions: Definitions) -> None:
         failed: BaseException | None = None
         try:
             warm_up(definitions)
+        except OSError as error:
+            failed = FolderError(
+                f"compiled kernels can't be kept in {kernel_cache()} ({error}): make room, or name another folder with SHOPSTREAM_CACHE"
+            )
         except BaseException as error:  # it is raised where it is waited for
             failed = error
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
@@ -223,8 +240,7 @@ async def _warmed_up(definitions: Definitions) -> None:
     log.info("warming up: kernels are compiled, or loaded from the cache")
     threading.Thread(target=work, name="warm-up", daemon=True).start()
     await done
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    settle()
 
 
 async def _work(
@@ -244,7 +260,7 @@ async def _work(
     app.finalize()
     await app.start()
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run(), succession.run()]
+    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run(), succession.run(), keep_small()]
     if options.stuck_seconds:
         works.append(LoopGuard(options.stuck_seconds).run())
     tasks = [asyncio.create_task(work) for work in works]
@@ -276,7 +292,8 @@ def _remedy(error: SinkRefused) -> str:
 
 
 async def _meet_kafka(options: WorkerOptions) -> None:
-    """Until Kafka answers. Raises TopicsError when topics are missing."""
+    """Until Kafka answers. Raises TopicsError when topics are missing, or when the changelog's configuration would lose state."""
+    names = options.topics
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type((KafkaConnectionError, OSError)),
         wait=wait_exponential_jitter(0.5, 10),
@@ -287,19 +304,29 @@ async def _meet_kafka(options: WorkerOptions) -> None:
             try:
                 await admin.start()
                 there = await admin.list_topics()
+                kept = await _configs(admin, names.changelog) if names.changelog in there else {}
             finally:
                 await admin.close()
-    names = options.topics
     missing = {*names.sources, *names.rejected, names.changelog} - set(there)
     if missing:
         raise TopicsError(f"there is no topic {', '.join(sorted(missing))} at {options.bootstrap}: create them with `shopstream topics`")
+    check_keeps_all(names.changelog, kept)
+
+
+async def _configs(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    """Of the topic; empty when this user may not look, which `shopstream topics` must then have done."""
+    (response,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    ((code, message, _, _, entries),) = response.resources
+    if code:
+        log.warning("the configuration of %s is not known, whether it keeps everything is not checked: %s", topic, message)
+    return {name: value for name, value, *_ in entries}
 
 
 async def _crashed(app: faust.App) -> None:
     """Ends with an error as soon as a service of Faust's has crashed."""
     while not app.crashed:  # noqa: ASYNC110  Faust tells nobody
         await asyncio.sleep(0.2)
-    raise RuntimeError(f"Faust crashed: {app.crash_reason!r}")
+    raise RuntimeError(f"Faust crashed: {app.crash_reason!r}") from app.crash_reason
 
 
 async def _stop(

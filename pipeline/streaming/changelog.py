@@ -15,18 +15,29 @@ from typing import Any
 
 import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.errors import InvalidTransactionTimeout
 from aiokafka.structs import TopicPartition
 
-from pipeline.changelog import ChangelogError
+from pipeline.changelog import REMEDY, ChangelogError
 from pipeline.partition import OutRecord
 from pipeline.streaming.faults import reach
 from pipeline.topic_names import LARGEST_MESSAGE
 
 log = logging.getLogger("shopstream.changelog")
 
-TRANSACTION_SECONDS = 60
+TRANSACTION_SECONDS = 60.0
+ANSWER_SECONDS = 60
+REQUEST_SECONDS = 10
+"""Of one request of a transaction, which is then sent again on a new connection. aiokafka's 40 s twice, on the two connections that are dead when a router
+has forgotten them, would be more than a transaction has."""
 STOP_SECONDS = 5
 STALL_SECONDS = 60
+
+
+class TransactionRefused(Exception):
+    """The broker takes no transactions from us as we are configured; the message says what to set."""
+
+
 Records = list[tuple[bytes | None, bytes | None]]
 
 
@@ -46,18 +57,28 @@ class Recovery:
         return 1.0 if self.position >= self.end else (self.position - self.begin) / (self.end - self.begin)
 
 
-async def fence(client: dict[str, Any], transactional_id: str) -> Any:
-    """A started transactional producer: from now on the former owner can't commit, and its open transaction is settled."""
+async def fence(client: dict[str, Any], transactional_id: str, transaction_seconds: float = TRANSACTION_SECONDS) -> Any:
+    """A started transactional producer: from now on the former owner can't commit, and its open transaction is settled.
+
+    Kafka aborts what is open for longer than `transaction_seconds`. Raises TransactionRefused when that is more than it allows.
+    """
     producer = aiokafka.AIOKafkaProducer(
         **client,
         transactional_id=transactional_id,
-        transaction_timeout_ms=TRANSACTION_SECONDS * 1000,
+        transaction_timeout_ms=round(transaction_seconds * 1000),
+        request_timeout_ms=REQUEST_SECONDS * 1000,
         max_request_size=LARGEST_MESSAGE,
         max_batch_size=1 << 20,
         acks="all",
     )
     try:
-        await asyncio.wait_for(producer.start(), TRANSACTION_SECONDS)
+        await asyncio.wait_for(producer.start(), ANSWER_SECONDS)
+    except InvalidTransactionTimeout:
+        await stop_producer(producer)
+        raise TransactionRefused(
+            f"the broker allows no transaction of {transaction_seconds:g} s: lower SHOPSTREAM_TRANSACTION_SECONDS, or raise its "
+            "transaction.max.timeout.ms"
+        ) from None
     except BaseException:
         await stop_producer(producer)
         raise
@@ -122,10 +143,7 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
         await consumer.stop()
     reach("restore")
     if recovery.end > 0 and not records and recovery.begin > 0:
-        raise ChangelogError(
-            f"{tp.topic}[{tp.partition}] held {recovery.end} records and all were deleted: the state is gone. "
-            "`shopstream rebuild --from earliest` computes all numbers anew."
-        )
+        raise ChangelogError(f"{tp.topic}[{tp.partition}] held {recovery.end} records and all were deleted. {REMEDY}")
     return records
 
 
@@ -143,8 +161,8 @@ async def delete_before(client: dict[str, Any], tp: TopicPartition, offset: int)
     """Delete a changelog's records before a committed snapshot. A courtesy to the disk and to the next restore: a failure is only told."""
     admin = AIOKafkaAdminClient(**client)
     try:
-        await asyncio.wait_for(admin.start(), TRANSACTION_SECONDS)
-        await asyncio.wait_for(admin.delete_records({tp: RecordsToDelete(before_offset=offset)}), TRANSACTION_SECONDS)
+        await asyncio.wait_for(admin.start(), ANSWER_SECONDS)
+        await asyncio.wait_for(admin.delete_records({tp: RecordsToDelete(before_offset=offset)}), ANSWER_SECONDS)
     except Exception as error:
         log.warning("%s[%d]: the records before offset %d were not deleted: %r", tp.topic, tp.partition, offset, error)
     finally:

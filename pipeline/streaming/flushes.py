@@ -19,7 +19,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from pipeline.changelog import ChangelogError
 from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
-from pipeline.streaming.changelog import TRANSACTION_SECONDS, transact
+from pipeline.streaming.changelog import transact
+from pipeline.streaming.ending import end_process
 from pipeline.streaming.faults import reach
 from pipeline.streaming.owner import Owned, Owner
 from pipeline.telemetry.metrics import FLUSH_SECONDS, INSERT_SECONDS, INSERTED_ROWS, SINK_ERRORS, SINK_RETRIES
@@ -55,7 +56,7 @@ class Flusher:
             await asyncio.sleep(self.options.interval_seconds)
             if not self.owner.held:
                 await self._look_at_ends()
-                await self.flush()
+                await asyncio.shield(self.flush())  # the last flush, at an end that comes in the middle, has its turn after it
                 await self._tell_group()
 
     def end_of_input(self) -> None:
@@ -65,9 +66,15 @@ class Flusher:
             owned.partition.idle.update(self.owner.topics.sources)
 
     async def flush(self) -> None:
-        """What every partition has not flushed yet. After `Owner.hold` nothing is left to flush until the next assignment."""
+        """What every partition has not flushed yet. After `Owner.hold` nothing is left to flush until the next assignment.
+
+        Ends the process when one can't be taken: aiokafka and Faust log what a rebalance raises, and go on.
+        """
         async with self._cycle:
-            await asyncio.gather(*(self._flush(owned) for owned in list(self.owner.owned.values())))
+            try:
+                await asyncio.gather(*(self._flush(owned) for owned in list(self.owner.owned.values())))
+            except Exception as error:
+                end_process(f"a flush failed half way: {error}", error)
 
     async def _flush(self, owned: Owned) -> None:
         number = owned.partition.number
@@ -78,19 +85,24 @@ class Flusher:
             if flush is None:
                 return
             owned.account.snapshot()
-            began = time.monotonic()
+            began = owned.began = time.monotonic()
             reach("before_commit")
             try:
-                first = await asyncio.wait_for(transact(owned.producer, flush.records, self.owner.topics.changelog), TRANSACTION_SECONDS)
-            except Exception as error:
+                work = transact(owned.producer, flush.records, self.owner.topics.changelog)
+                first = await asyncio.wait_for(work, self.owner.transaction_seconds)
+            except BaseException as error:  # cancelled too: whether the changelog has the flush is not known then
                 if self.owner.owned.get(number) is owned:
                     self.owner.lost(number, error)
+                if not isinstance(error, Exception):
+                    raise
                 return
+            finally:
+                owned.began = None
             reach("after_commit")
             owned.partition.committed(flush)
             owned.account.committed()
             self.owner.meter.observe(FLUSH_SECONDS, time.monotonic() - began)
-            if flush.snapshot and first:
+            if flush.snapshot and first is not None and first > 0:  # an offset that is not known is -1, which to Kafka means all there is
                 self.owner.forget_before(number, first)
 
     async def _look_at_ends(self) -> None:

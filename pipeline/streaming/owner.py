@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -20,10 +19,20 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from pipeline.changelog import ChangelogError, Sealed
 from pipeline.definitions import Definitions
-from pipeline.partition import BrakesOn, Options, Partition, Run
-from pipeline.sinks.warehouse import SinkRefused
+from pipeline.partition import BrakesOn, ContinuityError, Options, Partition, Run
 from pipeline.streaming.account import Account
-from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, grew, read_to_end, stop_producer
+from pipeline.streaming.changelog import (
+    ANSWER_SECONDS,
+    TRANSACTION_SECONDS,
+    Records,
+    Recovery,
+    delete_before,
+    fence,
+    grew,
+    read_to_end,
+    stop_producer,
+)
+from pipeline.streaming.ending import end_process
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
 from pipeline.topic_names import Topics
@@ -47,6 +56,7 @@ class Owned:
     braked: set[str] = field(default_factory=set)
     last_run: dict[str, float] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    began: float | None = None  # its open transaction, monotonic seconds
 
 
 class Owner:
@@ -59,6 +69,7 @@ class Owner:
         topics: Topics,
         options: Options,
         accept_deleted: bool = False,
+        transaction_seconds: float = TRANSACTION_SECONDS,
         moved: bool = False,
     ) -> None:
         self.client = client  # aiokafka's bootstrap_servers and security arguments
@@ -67,6 +78,7 @@ class Owner:
         self.options = options
         self.accept_deleted = accept_deleted
         self.moved = moved  # some users' events are in partitions that are not theirs
+        self.transaction_seconds = transaction_seconds
         self.owned: dict[int, Owned] = {}
         self.wanted: set[int] = set()  # what the group has assigned to us
         self.held = True  # while the group rebalances, nothing is read or flushed
@@ -171,16 +183,16 @@ class Owner:
         def tell(state: RetryCallState) -> None:
             log.warning("partition %d: not taken over yet, trying again: %r", number, state.outcome and state.outcome.exception())
 
-        return AsyncRetrying(retry=retry_if_exception(_passes), wait=wait_exponential_jitter(0.2, 10), before_sleep=tell)
+        return AsyncRetrying(retry=retry_if_exception(is_transient), wait=wait_exponential_jitter(0.2, 10), before_sleep=tell)
 
     async def _take(self, number: int) -> None:
         self.recoveries[number] = recovery = Recovery()
-        producer = await fence(self.client, f"{self.topics.app_id}-{number}")  # so the changelog's end is the end
+        producer = await fence(self.client, f"{self.topics.app_id}-{number}", self.transaction_seconds)  # so the changelog's end is the end
         try:
             partition = Partition(number, await self._count_partitions(producer), self.definitions, self.topics, self.options)
             records = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery)
             if records:
-                await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
+                await self._restore(partition, records)
             elif self.emptied is not None:
                 await self._begin_anew(self.emptied, number, recovery)
             if not records and self.topics.revision:
@@ -194,6 +206,12 @@ class Owner:
             "partition %d: taken over at %s, %d changelog records, %.2f s", number, partition.positions, len(records), recovery.seconds
         )
 
+    async def _restore(self, partition: Partition, records: Records) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
+        except ChangelogError as error:
+            raise ChangelogError(f"{self.topics.changelog}[{partition.number}]: {error}") from None
+
     async def _begin_anew(self, emptied: Callable[[int], Coroutine[Any, Any, None]], number: int, recovery: Recovery) -> None:
         try:
             await emptied(number)
@@ -204,7 +222,7 @@ class Owner:
 
     async def _count_partitions(self, producer: Any) -> int:
         """Partitions of the source topics, asked of the broker: with a wrong count every user would seem to be in the wrong place."""
-        counts = {topic: len(await asyncio.wait_for(producer.partitions_for(topic), TRANSACTION_SECONDS)) for topic in self.topics.sources}
+        counts = {topic: len(await asyncio.wait_for(producer.partitions_for(topic), ANSWER_SECONDS)) for topic in self.topics.sources}
         if len(set(counts.values())) != 1:
             raise RuntimeError(f"the source topics need the same number of partitions, but have {counts}. {REMEDY}")
         return counts[self.topics.clickstream]
@@ -273,6 +291,7 @@ class Owner:
         owned = self.owned.get(run.partition)
         if owned is None or run.topic in owned.braked or run.epoch != self.epochs.get(TopicPartition(run.topic, run.partition)):
             return
+        self._check_first(owned.partition, run)
         began = time.perf_counter()
         try:
             owned.partition.offer(run)
@@ -282,6 +301,12 @@ class Owner:
             self.consumer.pause_partitions([TopicPartition(run.topic, run.partition)])
             log.error("consumption of %s[%d] stopped: %s", run.topic, run.partition, stop)
         owned.last_run[run.topic] = time.monotonic()
+
+    def _check_first(self, partition: Partition, run: Run) -> None:
+        """A topic's first run has no position to follow: it begins where reading did, unless a run before it was lost on the way here."""
+        started = self.starts.get(TopicPartition(run.topic, run.partition))
+        if run.topic not in partition.positions and run.begin != started:
+            raise ContinuityError(f"{run.topic}[{run.partition}]: the first run begins at offset {run.begin}, reading began at {started}")
 
     # --- the rest --------------------------------------------------------------------------------------------------------
 
@@ -309,15 +334,8 @@ class Owner:
             end_process(f"the worker ends: {error}", error)
 
 
-def _passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether it is worth trying again: Kafka is away, or the group has not settled."""
     if isinstance(error, KafkaError):
-        return not type(error).__name__.endswith("AuthorizationFailedError")
+        return "AuthorizationFailed" not in type(error).__name__
     return isinstance(error, (asyncio.TimeoutError, OSError))
-
-
-def end_process(message: str, error: BaseException | None = None) -> None:
-    """Say so and end at once. Nothing is lost, a restart is exact; an orderly end could hang on what is broken. The trace is shown for bugs only."""
-    log.critical(message, exc_info=None if isinstance(error, (SinkRefused, ChangelogError)) else error)
-    logging.shutdown()
-    os._exit(1)

@@ -15,10 +15,10 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.changelog import SEALED, ChangelogError
 from pipeline.partition import End, OutRecord, end_of
-from pipeline.streaming.changelog import Records, Recovery, fence, grew, read_to_end, stop_producer, transact
+from pipeline.streaming.changelog import Records, Recovery, TransactionRefused, fence, grew, read_to_end, stop_producer, transact
 from pipeline.topic_names import Topics
 
-KAFKA_TROUBLE = (KafkaError, TimeoutError, OSError)
+KAFKA_TROUBLE = (KafkaError, TransactionRefused, TimeoutError, OSError)
 """What the calls here raise when Kafka is away or refuses."""
 
 

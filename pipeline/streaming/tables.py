@@ -10,7 +10,8 @@ from typing import Any
 from aiokafka.structs import TopicPartition
 from faust.tables import TableManager
 
-from pipeline.streaming.owner import Owner, end_process
+from pipeline.streaming.ending import end_process
+from pipeline.streaming.owner import Owner
 
 
 class OwnedTables(TableManager):

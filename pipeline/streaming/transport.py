@@ -19,6 +19,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from pipeline.partition import Run
+from pipeline.streaming.ending import end_when_out_of_memory
 
 FETCH_WAIT_MS = 100
 FETCH_BYTES = 4 << 20  # a partition's share of a fetch: some 16,000 events of 255 bytes
@@ -31,6 +32,11 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
         super().__post_init__()
         self.begins: dict[TopicPartition, int] = {}
         self.epochs: dict[TopicPartition, int] = {}
+
+    async def on_start(self) -> None:
+        """On the thread's own loop, before anything is fetched."""
+        end_when_out_of_memory(self.thread_loop)
+        await super().on_start()
 
     def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf

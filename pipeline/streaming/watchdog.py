@@ -1,7 +1,7 @@
 """Whether the worker makes progress: committed offsets held against the ends of the topics, asked of the broker by a client of its own.
 
 A worker that is stuck ends itself, and whatever supervises it starts it again: a restart is exact. An outage of Kafka or of the warehouse, a rebalance,
-a restore and brakes are reasons to wait; none of them is being stuck. `streaming.app` runs it; its view of the ends feeds the lag metrics.
+a restore, a slow transaction and brakes are reasons to wait; none of them is being stuck. `streaming.app` runs it; its view of the ends feeds the lag metrics.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import aiokafka
 from aiokafka.structs import TopicPartition
 
 from pipeline.streaming.changelog import STOP_SECONDS
-from pipeline.streaming.owner import Owned, Owner, end_process
+from pipeline.streaming.ending import end_process
+from pipeline.streaming.owner import Owned, Owner
 from pipeline.telemetry.metrics import PROBE_ERRORS
 from pipeline.telemetry.server import State
 
@@ -138,6 +139,8 @@ class Watchdog:
             return "taken over just now"
         if tp.topic in owned.braked:
             return "braked"
+        if any(one.began is not None and self.clock() - one.began > self.probe_seconds for one in self.owner.owned.values()):
+            return "a transaction takes its time"  # it has a limit of its own, and the other partitions' next ones wait for it
         return "" if self.owner.sink_ready.is_set() else "the warehouse is away"
 
     def _told(self, tps: Iterable[TopicPartition]) -> str:

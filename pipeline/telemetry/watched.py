@@ -7,6 +7,7 @@ take at most a twentieth of the time. What goes wrong here is told and counted, 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -52,7 +53,8 @@ class Watch:
         self._definitions = definitions
         self._meter = meter
         self._readings: tuple[Reading, ...] = ()
-        self._read_at = 0.0
+        self._read_at = 0.0  # Unix time, to be told
+        self._answered = -math.inf  # the same moment by `clock`, which does not jump
         self._clock = clock
         self._looked: float | None = None
         self._took = 0.0
@@ -70,7 +72,7 @@ class Watch:
         self._changed = False
         try:
             self._readings = tuple(await in_thread(questions, self._warehouse, self._definitions))
-            self._read_at = time.time()
+            self._read_at, self._answered = time.time(), self._clock()
         except (SinkUnavailable, SinkRefused) as error:
             self._meter.count(SINK_ERRORS, "query", error.kind if isinstance(error, SinkUnavailable) else REFUSED)
             if self._told != str(error):
@@ -81,7 +83,7 @@ class Watch:
 
     def readings(self) -> Iterator[Reading]:
         """What was read, unless it is too old."""
-        if self._read_at and time.time() - self._read_at < max(FORGOTTEN_SECONDS, 2 * READS_SHARE * self._took):
+        if self._clock() - self._answered < max(FORGOTTEN_SECONDS, 2 * READS_SHARE * self._took):
             yield from self._readings
             yield Reading(WATCHED_AT, self._read_at)
             yield Reading(WATCHED_SECONDS, self._took)

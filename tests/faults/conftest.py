@@ -25,7 +25,11 @@ def kafka() -> Iterator[EmbeddedKafka]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(quiet=True) as three:
+    """A frozen broker is out of the replicas in sync after 3 s, long before the others lead in its place (9 s).
+
+    A coordinator whose own log has too few replicas in sync for a moment tries again after request.timeout.ms (30 s by default).
+    """
+    with EmbeddedCluster(quiet=True, more={"replica.lag.time.max.ms": "2000", "request.timeout.ms": "5000"}) as three:
         yield three
 
 
@@ -39,6 +43,12 @@ def server() -> Iterator[ClickHouseServer]:
 @pytest.fixture(scope="session")
 def day() -> Day:
     return make_day(SEED)
+
+
+@pytest.fixture(scope="session")
+def small_day() -> Day:
+    """For cases in which something else than events takes the time."""
+    return make_day(SEED, users=1500)
 
 
 @pytest.fixture

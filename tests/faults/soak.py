@@ -10,6 +10,7 @@ import random
 import signal
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import psutil
 from rich.console import Console
 
 from embedded.kafka import EmbeddedKafka
-from tests.clickhouse_server import ClickHouseServer
+from tests.clickhouse_server import ClickHouseServer, free_port
 from tests.faults.rig import SEED, SESSION_SECONDS, Rig, make_day
 from tests.faults.test_kafka_faults import bring_back
 
@@ -38,10 +39,12 @@ class Soak:
     console: Console
     random: random.Random = field(default_factory=lambda: random.Random(SEED))
     faults: Counter[str] = field(default_factory=Counter)
-    samples: list[tuple[float, int, int]] = field(default_factory=list)
+    samples: list[tuple[float, int, int, float]] = field(default_factory=list)
+    """Seconds, resident bytes, open files, bytes reserved for the state: of the steady worker."""
 
     def run(self, seconds: float) -> None:
-        self.steady = psutil.Process(self.rig.start().pid)
+        port = free_port()
+        self.steady = psutil.Process(self.rig.start(SHOPSTREAM_METRICS_PORT=str(port)).pid)
         self.victim = self.rig.start()
         began = sampled = time.monotonic()
         due = began + 20
@@ -56,7 +59,7 @@ class Soak:
             if now - sampled >= SAMPLE_SECONDS:
                 sampled = now
                 self.look_after_the_steady_one()
-                self.samples.append((now - began, self.steady.memory_info().rss, self.steady.num_fds()))
+                self.samples.append((now - began, self.steady.memory_info().rss, self.steady.num_fds(), state_bytes(port)))
             time.sleep(0.5)
         self.rig.produce(1)
 
@@ -92,14 +95,27 @@ class Soak:
     FAULTS = (kill_worker, restart_worker, freeze_worker, kill_warehouse, kill_broker)
 
     def slopes(self) -> str:
-        """Of the second half, by least squares."""
+        """The way over time, and the second half's slope by least squares."""
         half = self.samples[len(self.samples) // 2 :]
-        minutes, memory, files = np.array(half, np.float64).T
-        minutes /= 60
-        return (
-            f"memory {memory[0] / 2**20:.0f} → {memory[-1] / 2**20:.0f} MiB, {np.polyfit(minutes, memory / 2**20, 1)[0]:+.2f} MiB a minute; "
-            f"open files {files[0]:.0f} → {files[-1]:.0f}, {np.polyfit(minutes, files, 1)[0]:+.2f} a minute"
-        )
+        minutes = np.array([sample[0] / 60 for sample in half])
+        said = []
+        for name, column, unit in (("memory, MiB", 1, 2**20), ("of it the state's", 3, 2**20), ("open files", 2, 1)):
+            way = [sample[column] / unit for sample in self.samples]
+            slope = np.polyfit(minutes, [sample[column] / unit for sample in half], 1)[0]
+            said.append(
+                f"{name}: {' '.join(f'{value:.0f}' for value in way[:: max(1, len(way) // 12)])}; {slope:+.2f} a minute in the second half"
+            )
+        return "\n".join(said)
+
+
+def state_bytes(port: int) -> float:
+    """What the worker on this metrics port says its state takes; 0 while it is too busy to say it."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return 0.0
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("shopstream_state_bytes{"))
 
 
 def main() -> None:
@@ -126,7 +142,7 @@ def main() -> None:
             finally:
                 rig.close()
     console.print(f"{len(day.messages):,} events, {sum(soak.faults.values())} faults: {dict(soak.faults)}")
-    console.print(f"every number is right; the steady worker: {soak.slopes()}")
+    console.print(f"every number is right; the steady worker:\n{soak.slopes()}")
 
 
 if __name__ == "__main__":

@@ -7,23 +7,17 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
-import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from pipeline.files import Keyed
 from pipeline.tables.hashes import murmur2_partitions, text_rows
 from tests.faults.conftest import Build
-from tests.faults.rig import PARTITIONS, SEED, Day, Rig, day_of, is_good, make_day
+from tests.faults.rig import PARTITIONS, Day, Rig, day_of, is_good
 
 HOUR_MS = 3_600_000
 GIANT_BYTES = 50 << 20
 KEPT_BYTES = 1 << 20
-
-
-@pytest.fixture(scope="session")
-def small_day() -> Day:
-    return make_day(SEED, users=1500)
 
 
 def partition_of(key: str) -> int:

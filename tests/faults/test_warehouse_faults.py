@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.sinks.open import open_warehouse
+from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
 from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer
 from tests.faults.conftest import Build
 from tests.faults.proxy import Proxy
-from tests.faults.rig import PARTITIONS
+from tests.faults.rig import PARTITIONS, Day, Rig
 
 FEW_PARTS = "<merge_tree><parts_to_delay_insert>5</parts_to_delay_insert><parts_to_throw_insert>6</parts_to_throw_insert></merge_tree>"
 
@@ -24,6 +26,28 @@ def fragile() -> Iterator[ClickHouseServer]:
     clickhouse_server.require()
     with ClickHouseServer(extra=FEW_PARTS) as running:
         yield running
+
+
+def inserted_rows(rig: Rig) -> int:
+    """By whomever, since the server has started."""
+    return int(rig.warehouse.query("SELECT value FROM system.events WHERE event = 'InsertedRows'")[0][0])
+
+
+def change_profile(rig: Rig, proxy: Proxy, settings: str = "") -> None:
+    """Other settings for the server's users ('': the usual ones), which hold from the next connection on: the worker's is cut."""
+
+    def refuses() -> bool:
+        fresh = open_warehouse(rig.url, rig.server.password)
+        try:
+            return not fresh.query("SELECT 1") or bool(fresh.query("DROP TABLE IF EXISTS none_of_this_name"))
+        except (SinkRefused, SinkUnavailable):
+            return True
+        finally:
+            fresh.close()
+
+    rig.server.set_profile(*([settings] if settings else []))
+    rig.until(lambda: refuses() == bool(settings), 30, "the server has read its profile")
+    proxy.cut_all()
 
 
 def test_server_down_at_the_start_and_killed_in_the_middle(build: Build, fragile: ClickHouseServer) -> None:
@@ -67,6 +91,34 @@ def test_replies_lost_after_the_insert_was_applied(build: Build, fragile: ClickH
     assert "does not answer" in rig.log
 
 
+def test_inserts_that_come_again_after_hundreds_of_others_change_nothing(build: Build, small_day: Day, server: ClickHouseServer) -> None:
+    """A network that holds inserts back for longer than any deduplication window, while the worker runs and after it has ended."""
+
+    with Proxy(server.port) as proxy:
+        rig = build(events=small_day, settings={"SHOPSTREAM_FLUSH_SECONDS": "0.05"})
+        rig.warehouse_url = rig.url.replace(str(server.port), str(proxy.port))
+        rig.start()
+        rig.produce(0.2)
+        rig.while_applying()
+        proxy.cut_all()
+        early = len(proxy.conversations)
+
+        def since() -> int:
+            return sum(len(later.inserts) for later in proxy.conversations[early:])
+
+        while (known := since()) < 200:
+            rig.produce(rig.produced / len(rig.day.messages) + 0.004)
+            rig.until(lambda known=known: since() >= known + 2, 60, "more inserts")  # type: ignore[misc]
+        assert sum(late.insert_again(server.port) for late in proxy.conversations[:early]) > 0
+        rig.produce_aside(1)
+        rig.settle()
+        rig.stop_workers()
+        before = inserted_rows(rig)
+        assert sum(late.insert_again(server.port) for late in reversed(proxy.conversations)) > 200
+        assert inserted_rows(rig) > before
+    rig.check()
+
+
 def test_worker_ended_while_the_server_is_away_loses_nothing(build: Build, fragile: ClickHouseServer) -> None:
     rig = build(clickhouse=fragile)
     worker = rig.start()
@@ -99,6 +151,41 @@ def test_too_many_parts_slows_down_and_loses_nothing(build: Build, fragile: Clic
     rig.warehouse.query("SYSTEM START MERGES")
     rig.produce(1)
     rig.finish()
+
+
+def test_memory_limit_of_the_server_is_waited_for(build: Build, small_day: Day, fragile: ClickHouseServer) -> None:
+    with Proxy(fragile.port) as proxy:
+        rig = build(clickhouse=fragile, events=small_day)
+        rig.warehouse_url = rig.url.replace(str(fragile.port), str(proxy.port))
+        worker = rig.start()
+        rig.produce_aside(0.4)
+        rig.while_applying()
+        change_profile(rig, proxy, "<max_memory_usage>1</max_memory_usage>")
+        rig.produce(0.7)
+        rig.until(lambda: "Code: 241" in rig.log, 60, "the memory limit is hit")
+        change_profile(rig, proxy)
+        rig.produce_aside(1)
+        rig.finish()
+    assert worker.returncode == 0
+
+
+def test_read_only_server_stops_the_worker_and_nothing_is_skipped(build: Build, small_day: Day, fragile: ClickHouseServer) -> None:
+    with Proxy(fragile.port) as proxy:
+        rig = build(clickhouse=fragile, events=small_day)
+        rig.warehouse_url = rig.url.replace(str(fragile.port), str(proxy.port))
+        worker = rig.start()
+        rig.produce_aside(0.4)
+        rig.while_applying()
+        change_profile(rig, proxy, "<readonly>1</readonly>")
+        rig.produce(0.7)
+        assert worker.wait(60) == 1, rig.log
+        assert "Code: 164" in rig.log
+        assert "nothing is lost: mend that" in rig.log
+        assert "Traceback" not in rig.log
+        change_profile(rig, proxy)
+        rig.start()
+        rig.produce_aside(1)
+        rig.finish()
 
 
 def test_wrong_password_stops_at_once(build: Build, fragile: ClickHouseServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -115,6 +116,20 @@ def test_worker_kills_itself_at(build: Build, point: str) -> None:
     rig.finish()
 
 
+def test_worker_ended_in_a_transaction_finishes_it(build: Build) -> None:
+    rig = build()
+    worker = rig.start(SHOPSTREAM_FAULT=f"in_transaction:{rig.random.randint(1, 4)}:stop")
+    rig.produce(0.6)
+    rig.wait_until_frozen(worker)
+    worker.terminate()
+    worker.send_signal(signal.SIGCONT)
+    assert worker.wait(60) == 0, rig.log
+    assert "its transaction failed" not in rig.log
+    rig.start()
+    rig.produce_aside(1)
+    rig.finish()
+
+
 def test_worker_kills_itself_during_restore(build: Build) -> None:
     rig = build()
     worker = rig.start()
@@ -127,6 +142,30 @@ def test_worker_kills_itself_during_restore(build: Build) -> None:
     rig.start()
     rig.produce_aside(1)
     rig.finish()
+
+
+def test_workers_whose_clocks_differ_and_jump_by_hours(build: Build) -> None:
+    rig = build()
+    clocks = "tests.faults.clock"
+    ahead = rig.start(clocks, WRONG_CLOCK="3600,-3600")
+    behind = rig.start(clocks, WRONG_CLOCK="-3600,3600")
+    for share in (0.2, 0.4, 0.6):
+        rig.produce_aside(share)
+        rig.while_applying()
+        for worker in (ahead, behind):
+            worker.send_signal(signal.SIGUSR2)
+    ahead.kill()
+    rig.produce_aside(0.8)
+    rig.while_applying()
+    rig.start()  # this one's clock is right
+    rig.produce_aside(1)
+    rig.settle()
+    assert behind.poll() is None, rig.log
+    rig.stop_workers()
+    rig.check()
+    told = {when[:13] for when in re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d", rig.log, re.MULTILINE)}
+    assert len(told) >= 3, "three clocks, an hour and two apart"
+    assert "CRITICAL" not in rig.log
 
 
 def test_fault_points_are_off_without_the_variable() -> None:

@@ -220,6 +220,16 @@ def test_too_late_event_goes_to_the_dead_letters_with_its_bytes() -> None:
     assert rejects["offset"] == [1]
 
 
+def test_event_id_is_one_for_all_users_and_topics_of_a_partition() -> None:
+    subject = partition()
+    subject.offer(run(event(0, "view_item", T0, "u1", "same"), event(1, "view_item", T0 + 1, "u2", "same")))
+    subject.offer(run(event(0, "order_created", T0 + 2, "u1", "same"), topic="orders"))
+    subject.offer(run(event(2, "view_item", T0 + 10 * 60_000 + 1, "u1", "same")))
+    assert subject.states["clickstream"].duplicates == 1
+    assert subject.states["orders"].duplicates == 1
+    assert subject.states["clickstream"].applied == 2
+
+
 def test_flood_of_rejects_puts_the_brake_on_and_applies_nothing() -> None:
     subject = partition(brake_records=10, brake_ratio=0.5)
     subject.offer(run(*[event(i, "view_item", T0) for i in range(10)]))
@@ -228,6 +238,30 @@ def test_flood_of_rejects_puts_the_brake_on_and_applies_nothing() -> None:
         subject.offer(run(*[Fake(10 + i, b"{", b"u1") for i in range(30)]))
     assert values(subject) == before
     assert subject.positions == {"clickstream": 10}
+
+
+@pytest.mark.parametrize("size", [1, 7, 10, 64, 300])
+def test_flood_inside_good_records_puts_the_brake_on_however_they_are_cut_into_runs(size: int) -> None:
+    subject = partition(brake_records=10, brake_ratio=0.5)
+    good = [event(i, "view_item", T0 + i) for i in range(300)]
+    records = [*good[:150], *(Fake(i, b"no json", b"u1") for i in range(150, 170)), *good[170:]]
+
+    def offer_all() -> None:
+        for at in range(0, len(records), size):
+            subject.offer(run(*records[at : at + size]))
+
+    with pytest.raises(BrakesOn, match=r"([6-9]|10) of 10 records in a row"):
+        offer_all()
+    applied = subject.positions.get("clickstream", 0)
+    assert 155 - size < applied <= 155  # the sixth bad one is at 155
+    assert subject.snapshot() is None or subject.states["clickstream"].rejected <= 5
+
+
+def test_bad_records_far_apart_put_no_brake_on() -> None:
+    subject = partition(brake_records=10, brake_ratio=0.5)
+    for at in range(0, 100, 20):
+        subject.offer(run(*(Fake(i, b"no json", b"u1") if i % 2 else event(i, "view_item", T0 + i) for i in range(at, at + 20))))
+    assert subject.states["clickstream"].rejected == 50
 
 
 def test_wrong_partition_is_sent_on_once_with_its_bytes() -> None:

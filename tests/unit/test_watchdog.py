@@ -82,7 +82,7 @@ def test_never_ends_one_that_has_read_everything() -> None:
     assert dog.health().good
 
 
-@pytest.mark.parametrize("reason", ["held", "braked", "warehouse", "taken again"])
+@pytest.mark.parametrize("reason", ["held", "braked", "warehouse", "taken again", "transaction"])
 def test_never_ends_one_that_has_a_reason_to_wait(reason: str) -> None:
     dog, ended, clock = watched(held=reason == "held")
     owner = dog.owner
@@ -90,11 +90,21 @@ def test_never_ends_one_that_has_a_reason_to_wait(reason: str) -> None:
         owner.owned[0].braked.add("clickstream")
     if reason == "warehouse":
         owner.sink_ready.clear()
+    if reason == "transaction":
+        owner.owned[0].began = 0.0
     for _ in range(60):
         if reason == "taken again":
             owner.recoveries[0].started += 1
         probe(dog, clock, clock.now + 15)
     assert not ended
+
+
+def test_a_transaction_of_every_moment_is_no_reason() -> None:
+    dog, ended, clock = watched()
+    while clock.now < 105:
+        dog.owner.owned[0].began = clock.now + 14
+        probe(dog, clock, clock.now + 15)
+    assert ended
 
 
 def test_time_in_which_nobody_looked_does_not_count() -> None:

@@ -1,0 +1,47 @@
+"""How a worker ends on what it did not expect: at once, with the last word in its log. A restart is exact; going on, or an orderly end, might not be."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any, NoReturn
+
+from pipeline.changelog import ChangelogError
+from pipeline.sinks.warehouse import SinkRefused
+from pipeline.streaming.changelog import TransactionRefused
+
+log = logging.getLogger("shopstream.worker")
+
+OUT_OF_MEMORY = "out of memory. Nothing is lost: give the worker more, or start more workers (each holds the state of its partitions), and start it again"
+
+
+def end_process(message: str, error: BaseException | None = None) -> NoReturn:
+    """Say so and end at once. Nothing is lost; an orderly end could hang on what is broken. The trace is shown for bugs only."""
+    try:
+        if _ran_out(error):
+            message = f"{message.removesuffix(': ')}: {OUT_OF_MEMORY}"
+        log.critical(message, exc_info=None if isinstance(error, (SinkRefused, ChangelogError, TransactionRefused)) else error)
+        logging.shutdown()
+    finally:  # whatever stands in the way of saying so
+        os._exit(1)
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Whether memory ran out: this error, or what it was raised from."""
+    return error is not None and (isinstance(error, MemoryError) or _ran_out(error.__cause__))
+
+
+def end_when_out_of_memory(loop: asyncio.AbstractEventLoop) -> None:
+    """End the process when memory runs out where nobody waits for the result.
+
+    asyncio would log it and close the connection; the client would connect again, find no memory for that either, and so on for ever.
+    """
+
+    def judge(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if _ran_out(error):
+            end_process(f"{context.get('message')}: {error}", error)
+        loop.default_exception_handler(context)
+
+    loop.set_exception_handler(judge)

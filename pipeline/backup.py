@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 MANIFEST = "manifest.json"
 DEFINITIONS = "definitions.toml"
 CATALOG = "catalog.json"
-FORMAT = 1
+FORMAT = 2
 _READ_BYTES = 1 << 20
 
 Records = list[tuple[bytes | None, bytes | None]]
@@ -47,7 +47,10 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """positions: next offset of each source topic, one mapping a partition. reports: what the restored warehouse must say."""
+    """positions: next offset of each source topic, one mapping a partition. reports: what the restored warehouse must say.
+
+    revision: the fields of the `pipeline.sinks.revisions.Revision` in force.
+    """
 
     format: int
     app_id: str
@@ -57,6 +60,7 @@ class Manifest(msgspec.Struct, frozen=True):
     positions: list[dict[str, int]]
     reports: dict[str, Digest]
     files: list[Stored]
+    revision: tuple[int, int, str, int, bool, int]
 
 
 class Archive:

@@ -20,6 +20,8 @@ PART_BYTES = 900_000
 
 DELTA = b"delta"
 SNAPSHOT = b"snapshot"
+SEALED = b"sealed"
+"""Key of the last record of a changelog whose partition has gone over to another revision; the value is that revision in decimal."""
 T = TypeVar("T")
 NamedArrays = dict[str, npt.NDArray[Any]]
 
@@ -47,9 +49,7 @@ _decode_part = msgspec.msgpack.Decoder(Part).decode
 _decode_head = msgspec.msgpack.Decoder(_Head).decode
 
 
-REMEDY = (
-    "The state is gone: bring the topic back from a backup (`shopstream restore`), or rebuild under another app id, into another database."
-)
+REMEDY = "The state is gone: bring the topic back from a backup (`shopstream restore`), or let `shopstream rebuild --from earliest` compute all numbers anew."
 
 
 class ChangelogError(Exception):
@@ -83,6 +83,10 @@ def unpack(data: bytes, meta_type: type[T]) -> tuple[T, NamedArrays]:
     return msgspec.msgpack.decode(head.meta, type=meta_type), arrays
 
 
+class Sealed(Exception):
+    """The partition has gone over to another revision: nobody may go on with this changelog."""
+
+
 class Reader:
     """Gathers parts in log order; afterwards `snapshot` is the newest whole one, `deltas` those after it, by flush number."""
 
@@ -92,11 +96,13 @@ class Reader:
         self._parts: list[Part] = []
 
     def read(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
-        """Raises ChangelogError on a gap in parts or flush numbers.
+        """Raises ChangelogError on a gap in parts or flush numbers, Sealed at the end of a changelog that is closed.
 
         A snapshot begins anew, whatever came before it: the former owner may have deleted the rest of that while it was read.
         """
         for key, value in records:
+            if key == SEALED and value is not None:
+                raise Sealed(f"it has gone over to revision {value.decode()}")
             if key not in (DELTA, SNAPSHOT) or value is None:
                 raise ChangelogError(f"a changelog record with key {key!r}: another program writes to this topic")
             try:

@@ -38,6 +38,7 @@ class Options:
     brake_ratio: float = 0.5
     brake_records: int = 1000
     snapshot_bytes: int = 32 << 20  # a snapshot is due when the deltas since the last one exceed this and half its own size
+    rows_since_ms: int = 0  # rows of windows that start before it are not sent: a rebuild has left them as they were
 
 
 class Run(NamedTuple):
@@ -92,6 +93,8 @@ class TopicState(msgspec.Struct):
 
 
 RejectRow = tuple[str, int, int, str, str, bytes, bytes, int, int]  # schemas.rows.REJECTS
+Letter = tuple[str, RejectRow]
+"""A dead letter's topic and what is in it."""
 
 
 class _Meta(msgspec.Struct):
@@ -104,6 +107,9 @@ class _Meta(msgspec.Struct):
     rejects: list[RejectRow]  # of this flush in a delta, all not yet sunk in a snapshot
     generations: list[Definitions]  # empty in a delta
     partitions: int
+    following: bool = False
+    withheld: list[Letter] = []
+    held: bool = False
 
 
 @dataclass(slots=True)
@@ -112,7 +118,7 @@ class _Pending:
 
     columns: list[Columns] = field(default_factory=list)
     users: list[npt.NDArray[np.int32]] = field(default_factory=list)
-    rejects: list[tuple[str, RejectRow]] = field(default_factory=list)
+    rejects: list[Letter] = field(default_factory=list)
     rekeyed: list[OutRecord] = field(default_factory=list)
     moved: bool = False
 
@@ -143,6 +149,11 @@ class Partition:
         self.states: dict[str, TopicState] = {}
         self.torn = ""
         self.idle: set[str] = set()  # topics that hold no watermark back, set by the driver
+        self.following = False  # beside the revision in force, whose dead letters are the ones that count
+        self.held = False  # the horizon stays: other partitions still send on old events of our users
+        self._dealt_with: dict[str, int] = {}  # up to these offsets the revision in force has sent its dead letters
+        self._withheld: list[Letter] = []
+        self._due: list[Letter] = []
         self._start(Board([definitions]))
         self._beyond: dict[str, int] = {}
         self._rejects: list[RejectRow] = []
@@ -194,7 +205,7 @@ class Partition:
             raise ContinuityError(f"{run.topic}[{self.number}]: a run begins at offset {begin}, the position is {state.next_offset}")
         decoded = self._decode(run)
         columns = decoded.columns
-        late, watermark = self._judge_lateness(columns.ts, state.watermark)
+        late, watermark = self._judge_lateness(columns.ts, state.watermark, self.held and run.topic == self.topics.rekeyed)
         rejected = np.zeros(len(run.records), np.bool_)
         rejected[[reject.index for reject in decoded.rejects]] = True
         rejected[decoded.rows[late]] = True
@@ -247,10 +258,14 @@ class Partition:
             return self.decoder.decode(self.topics.kind(run.topic), run.records)
         return self.decoder.decode_rekeyed(run.records)
 
-    def _judge_lateness(self, ts: I64, watermark: int) -> tuple[npt.NDArray[np.bool_], int]:
-        """Which events [n] are too late for the topic's watermark before them or for the partition's horizon, and the watermark after them."""
+    def _judge_lateness(self, ts: I64, watermark: int, mixed: bool) -> tuple[npt.NDArray[np.bool_], int]:
+        """Which events [n] are too late for the topic's watermark before them or for the partition's horizon, and the watermark after them.
+
+        mixed: they come from partitions that are read at different speeds, so only the horizon counts.
+        """
         running = np.maximum.accumulate(np.concatenate((np.array([watermark], np.int64), ts)))
-        return ts < np.maximum(running[:-1] - self.definitions.lateness_ms, self.horizon), int(running[-1])
+        late = ts < self.horizon if mixed else ts < np.maximum(running[:-1] - self.definitions.lateness_ms, self.horizon)
+        return late, int(running[-1])
 
     def _brake(self, topic: str, rejected: npt.NDArray[np.bool_]) -> None:
         """`rejected`: which records of a run. Every row of `brake_records` that ends in it is judged, however records are cut into runs."""
@@ -281,6 +296,42 @@ class Partition:
         headers = [(REKEYED_HEADER, b"1"), (ORIGIN_HEADER, self.topics.kind(run.topic).encode())]
         self._pending.rekeyed.append(OutRecord(self.topics.rekeyed, partition, record.key, record.value or b"", headers))
 
+    # --- beside another revision ----------------------------------------------------------------------------------------
+
+    def follow(self, held: bool) -> None:
+        """Begin beside the revision in force: its dead letters are in the topics already. held: until `release` no event is too old."""
+        self.following, self.held = True, held
+
+    def dealt_with(self, offsets: dict[str, int]) -> None:
+        """So far the revision in force has come, by topic: what it has rejected there is no business of ours."""
+        self._dealt_with = offsets
+        self._withheld = [letter for letter in self._withheld if not self._is_dealt_with(letter[1])]
+
+    def succeed(self, offsets: dict[str, int], unsent: Iterable[Letter] = ()) -> None:
+        """The revision that was in force has ended at these offsets, for good: what was rejected from there on goes out with the next flush.
+
+        unsent: what that revision should have sent itself.
+        """
+        self.dealt_with(offsets)
+        self._due, self._withheld, self.following = [*unsent, *self._withheld], [], False
+        self._pending.moved = True
+
+    def release(self) -> None:
+        """All old events have come: the horizon moves again."""
+        self.held = False
+
+    def _is_dealt_with(self, row: RejectRow) -> bool:
+        """A re-keyed record is another one in each revision; while both run, those of the one in force count."""
+        return row[0] == self.topics.rekeyed or row[2] < self._dealt_with.get(row[0], 0)
+
+    def _letters(self, rejects: list[Letter]) -> list[Letter]:
+        """Those of a flush that go out with it."""
+        if self.following:
+            self._withheld += [letter for letter in rejects if not self._is_dealt_with(letter[1])]
+            return []
+        due, self._due = self._due, []
+        return due + rejects
+
     # --- flush ----------------------------------------------------------------------------------------------------------
 
     @step()
@@ -289,7 +340,7 @@ class Partition:
         if self._captured is not None:
             raise TornState(f"flush {self._captured.n} was taken and not committed: the changelog lacks it")
         pending = self._pending
-        horizon = max(self.horizon, self.watermark - self.definitions.lateness_ms)
+        horizon = self.horizon if self.held else max(self.horizon, self.watermark - self.definitions.lateness_ms)
         if not pending.moved and horizon == self.horizon:  # a topic that became idle moves the horizon without an event
             return None
         self._pending = _Pending()
@@ -304,18 +355,19 @@ class Partition:
             self.board.evict(self.horizon + self.definitions.lateness_ms, self.sunk_flush)
             self._evict_at = max(65_536, 2 * len(self.board.cells))
 
+        letters = self._letters([(topic, row) for (topic, _), row in zip(pending.rejects, rejects, strict=True)])
         whole = self._snapshot_due
         changelog = self._pack_snapshot(n) if whole else self._pack_delta(n, pending, rejects)
         self._strings_logged = len(self.board.strings)
         self._users_logged = len(self.board.users)
         self._capture(n)
         records = [OutRecord(self.topics.changelog, self.number, key, value, []) for key, value in changelog]
-        for (topic, _), row in zip(pending.rejects, rejects, strict=True):
-            records.append(OutRecord(topic, self.number, row[5] or None, _envelope(row), []))
+        records += [OutRecord(topic, self.number, row[5] or None, _envelope(row), []) for topic, row in letters]
         return Flush(n, records + pending.rekeyed, whole)
 
     def _meta(self, strings: list[str], rejects: list[RejectRow], generations: list[Definitions]) -> _Meta:
-        return _Meta(self.states, self.horizon, self.sunk_flush, strings, rejects, generations, self.partitions)
+        beside = (self.following, self._withheld, self.held)
+        return _Meta(self.states, self.horizon, self.sunk_flush, strings, rejects, generations, self.partitions, *beside)
 
     def _pack_snapshot(self, n: int) -> list[tuple[bytes, bytes]]:
         arrays = {f"{owner}/{name}": array for owner, named in self.board.dump().items() for name, array in named.items()}
@@ -346,7 +398,8 @@ class Partition:
         progress = []
         for topic, reached in self.reached.items():
             s = self.states.get(topic) or TopicState()
-            progress.append((topic, self.number, reached, watermark, s.applied, s.duplicates, s.rejected, s.too_late, s.rekeyed, n))
+            counts = (s.applied, s.duplicates, s.rejected, s.too_late, s.rekeyed)
+            progress.append((topic, self.number, reached, watermark, *counts, n, self.topics.revision))
         self._captured = _Captured(n, cells.keys[rows], cells.values[rows], cells.versions[rows], list(self._rejects), progress)
 
     @step()
@@ -365,6 +418,8 @@ class Partition:
             return None
         new = captured.versions > self.sunk_flush
         rows = self.board.rows(captured.keys[new], captured.values[new], captured.versions[new], self.number)
+        if self.options.rows_since_ms:
+            rows = {name: _since(columns, self.options.rows_since_ms) for name, columns in rows.items()}
         rejects = [row for row in captured.rejects if row[-1] > self.sunk_flush]
         if rejects:
             rows["rejects"] = dict(zip(REJECTS, map(list, zip(*rejects, strict=True)), strict=True))
@@ -382,7 +437,7 @@ class Partition:
 
     @step()
     def restore(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
-        """Take over from the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError."""
+        """Take over from the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError and Sealed."""
         reader = Reader()
         reader.read(records)
         if reader.snapshot is None:
@@ -433,9 +488,10 @@ class Partition:
         if meta.partitions != self.partitions:
             raise ChangelogError(
                 f"the state was made with {meta.partitions} partitions, the topics have {self.partitions} now: users have moved between partitions. "
-                "Rebuild under another app id."
+                "`shopstream rebuild --from earliest` computes all numbers anew."
             )
         self.states, self.horizon, self.sunk_flush = meta.topics, meta.horizon, meta.sunk
+        self.following, self._withheld, self.held = meta.following, meta.withheld, meta.held
         self._rejects = [row for row in self._rejects if row[-1] > meta.sunk]
 
     def _upgrade(self, generations: list[Definitions]) -> None:
@@ -443,6 +499,32 @@ class Partition:
         board = Board(generations)
         board.load(self.board.dump(), self.board.strings.texts)
         self._start(board)
+
+
+class End(NamedTuple):
+    """Where a changelog ends. positions: next offset by source topic. withheld: what a partition that is still `following` has not sent."""
+
+    positions: dict[str, int]
+    following: bool
+    withheld: list[Letter]
+
+
+def end_of(records: Iterable[tuple[bytes | None, bytes | None]]) -> End | None:
+    """What a changelog's last flush says; None when its records hold no flush. Raises ChangelogError and Sealed."""
+    reader = Reader()
+    reader.read(records)
+    newest = reader.deltas[-1] if reader.deltas else reader.snapshot
+    if newest is None:
+        return None
+    meta = unpack(newest[1], _Meta)[0]
+    return End({topic: state.next_offset for topic, state in meta.topics.items()}, meta.following, meta.withheld)
+
+
+def _since(columns: dict[str, Any], since_ms: int) -> dict[str, Any]:
+    """The rows whose window starts then or later."""
+    starts = np.asarray(columns["cohort_start" if "cohort_start" in columns else "window_start"])
+    kept = np.flatnonzero(starts >= since_ms)
+    return {name: column[kept] if isinstance(column, np.ndarray) else [column[i] for i in kept] for name, column in columns.items()}
 
 
 def _added(reasons: dict[str, int], rejects: Sequence[Reject], late: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LARGEST_MESSAGE = 8 << 20
 """What every topic and producer of ours must let through, bytes: a reject carries up to 1 MiB raw as base64, and an event above the limit must arrive to be rejected."""
@@ -10,11 +10,19 @@ LARGEST_MESSAGE = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Names of the topics of one pipeline; partition p of each belongs together."""
+    """Names of the topics of one pipeline at one revision; partition p of each belongs together.
+
+    app_id: the consumer group, and what the names of internal topics and transactional ids begin with.
+    """
 
     clickstream: str = "clickstream"
     orders: str = "orders"
     app_id: str = "shopstream"
+    revision: int = 0
+
+    def at(self, revision: int) -> Topics:
+        """Those of another revision; called on those of revision 0."""
+        return replace(self, app_id=f"{self.app_id}.r{revision}", revision=revision) if revision else self
 
     @property
     def sources(self) -> tuple[str, str, str]:

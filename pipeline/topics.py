@@ -1,12 +1,12 @@
 """Topics of a pipeline: created, or checked when they are there. Uses kafka-python's admin client; called by the commands.
 
-Partition p of every topic belongs together, so all have the same number of partitions, and it never changes without a rebuild.
+Partition p of every topic belongs together, so all have the same number of partitions, and it never changes without `shopstream rebuild`.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -73,19 +73,21 @@ def ensure_topics(
         if len(set(sources.values())) > 1:
             listed = ", ".join(f"{name}: {count}" for name, count in sources.items())
             raise TopicsError(
-                f"the source topics need the same number of partitions, but have {listed}. Recreate them alike, or use another app id."
+                f"the source topics need the same number of partitions, but have {listed}. Add partitions where they are missing; a changed number "
+                "then needs `shopstream rebuild --from earliest`."
             )
         number = next(iter(sources.values()), partitions)
         wrong = {name: count for name, count in present.items() if count != number}
         if wrong:
             listed = ", ".join(f"{name} has {count}" for name, count in wrong.items())
             raise TopicsError(
-                f"the topics need {number} partitions like the source topics, but {listed}. State belongs to a partition number: a changed count needs a "
-                "rebuild under another app id."
+                f"the topics need {number} partitions like the source topics, but {listed}. State belongs to a partition number: "
+                "`shopstream rebuild --from earliest` goes over to a changed one."
             )
         if sources and number != partitions:
             raise TopicsError(
-                f"the topics have {number} partitions, {partitions} are asked for: say --partitions {number}, or rebuild under another app id."
+                f"the topics have {number} partitions, {partitions} are asked for: say --partitions {number}; to have more, add partitions to the source "
+                "topics and run `shopstream rebuild --from earliest`."
             )
         _check_changelog(admin, topics.changelog, present)
         durable = {"min.insync.replicas": str(min_insync_replicas)}
@@ -139,14 +141,30 @@ def partition_counts(admin: Any, names: list[str]) -> dict[str, int]:
     return counts
 
 
-def delete_topics(client: dict[str, Any], topics: Topics) -> None:
-    """Delete those of the pipeline's topics that are there: for a bounded run, which leaves nothing behind."""
+def delete_topics(client: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Delete those that are there; which."""
     admin = connect(client)
     try:
-        if there := [name for name, count in partition_counts(admin, list(wanted_topics(topics))).items() if count]:
+        if there := [name for name, count in partition_counts(admin, list(names)).items() if count]:
             admin.delete_topics(there)
+        return there
     finally:
         admin.close()
+
+
+def grow(client: dict[str, Any], names: Iterable[str], partitions: int) -> None:
+    """Add partitions to those of the topics that are there and have fewer."""
+    admin = connect(client)
+    try:
+        if short := {name: partitions for name, count in partition_counts(admin, list(names)).items() if 0 < count < partitions}:
+            admin.create_partitions(short)
+    finally:
+        admin.close()
+
+
+def members(admin: Any, group: str) -> int:
+    """How many workers a consumer group has."""
+    return len(admin.describe_groups([group]).get(group, {}).get("members") or [])
 
 
 def describe(client: dict[str, Any], topics: Topics) -> dict[str, int]:

@@ -32,8 +32,21 @@ KPI_CELLS = (
 """value: a count, or a sum in 1/10,000 of `currency` ('' for what is not money); bucket: histogram bucket of a duration, -1 for what is no histogram."""
 
 REJECTS = ("topic", "partition", "offset", "reason", "cause", "key", "raw", "record_ts", "version")
-PROGRESS = ("topic", "partition", "next_offset", "watermark", "applied", "duplicates", "rejected", "too_late", "rekeyed", "version")
-"""One row a source topic partition: everything before next_offset is in the other tables' rows. watermark in ms, 0 before the first event; counts are totals."""
+PROGRESS = (
+    "topic",
+    "partition",
+    "next_offset",
+    "watermark",
+    "applied",
+    "duplicates",
+    "rejected",
+    "too_late",
+    "rekeyed",
+    "version",
+    "revision",
+)
+"""One row a source topic partition and revision: everything before next_offset is in the other tables' rows. watermark in ms, 0 before the first event;
+counts are totals."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "funnel_cells": FUNNEL_CELLS,

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pipeline.cli.clients import Failed, Wrong, admin_arguments, aiokafka_arguments, open_configured, topic_names
+from pipeline.cli.clients import Failed, Wrong, admin_arguments, aiokafka_arguments, open_configured, revision_in_force, topic_names
 from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def backup(
     """
     from pipeline.backup import DEFINITIONS, FORMAT, MANIFEST, Archive, Manifest
     from pipeline.definitions_file import DEFAULT_FILE, load
-    from pipeline.sinks import catalog, copy
+    from pipeline.definitions_version import at_revision
+    from pipeline.sinks import catalog, copy, revisions
     from pipeline.streaming.state import grown, read_state
     from pipeline.topics import describe
     from schemas.rows import COLUMNS
@@ -53,12 +54,15 @@ def backup(
         raise Wrong(f"{folder} is there and not an empty folder: name a new one. A backup overwrites nothing.")
     started = time.monotonic()
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
-    wanted, topics, client = load(settings.definitions), topic_names(settings), aiokafka_arguments(settings)
-    _no_workers(settings)
+    read, names, client = load(settings.definitions), topic_names(settings), aiokafka_arguments(settings)
+    _no_workers(settings, names)
+    opened = open_configured(settings)
+    one = revisions.find(opened, revision_in_force(opened))
+    wanted, topics = at_revision(read, one.revision), names.at(one.revision)
+    _no_workers(settings, topics)
     partitions = describe(admin_arguments(settings), topics)[topics.changelog]
     if not partitions:
         raise Failed(f"there is no topic {topics.changelog} at {settings.broker}: check SHOPSTREAM_BROKER and SHOPSTREAM_APP_ID")
-    opened = open_configured(settings)
     counts = copy.count_rows(opened)
     archive, positions, ends = Archive(folder), [], []
     archive.definitions((settings.definitions or DEFAULT_FILE).read_bytes())
@@ -78,12 +82,12 @@ def backup(
                 progress.advance(task, archive.files[-1].rows)
     reports = copy.digest(opened)
     opened.close()
-    _no_workers(settings)
+    _no_workers(settings, topics)
     if moved := _kafka(grown(client, topics, ends)):
         raise Failed(
             f"a worker wrote to partition {moved[0]} meanwhile: stop all workers and take another backup. {folder} has no {MANIFEST}."
         )
-    archive.finish(Manifest(FORMAT, topics.app_id, topics.clickstream, topics.orders, partitions, positions, reports, archive.files))
+    archive.finish(Manifest(FORMAT, names.app_id, names.clickstream, names.orders, partitions, positions, reports, archive.files, one))
     size = sum(stored.size for stored in archive.files)
     typer.echo(
         f"saved {partitions} partitions, {sum(counts[t] for t in COLUMNS):,} rows and {DEFINITIONS} to {folder}: {size / 1e6:,.1f} MB, "
@@ -109,13 +113,14 @@ def restore(
         raise Wrong(f"{folder} is no finished backup: it has no {MANIFEST}. Name one that `shopstream backup` has finished.")
     started = time.monotonic()
     settings = load_settings(broker=broker, warehouse=warehouse)
-    manifest, topics, client = read_manifest(folder), topic_names(settings), aiokafka_arguments(settings)
-    _same_names(manifest, topics)
+    manifest, names, client = read_manifest(folder), topic_names(settings), aiokafka_arguments(settings)
+    _same_names(manifest, names)
+    topics = names.at(manifest.revision[0])
     with _progress() as progress:
         task = progress.add_task("verified", total=len(manifest.files))
         for _ in verify(folder, manifest):
             progress.advance(task)
-        _no_workers(settings)
+        _no_workers(settings, topics)
         _sources_hold(settings, manifest, topics)
         opened = open_configured(settings)
         opened.migrate()
@@ -134,13 +139,15 @@ def restore(
 
 def _fill_warehouse(warehouse: Warehouse, folder: Path, manifest: Manifest, progress: Progress) -> None:
     from pipeline.backup import read_catalog, read_rows
-    from pipeline.sinks import catalog, copy
+    from pipeline.sinks import catalog, copy, revisions
     from pipeline.streaming.faults import reach
 
     # `progress` first: it is by its rows that a worker without changelog knows that it must not begin anew here, should this be interrupted.
     stored = sorted((file for file in manifest.files if file.table), key=lambda file: file.table != "progress")
     task = progress.add_task("warehouse", total=sum(file.rows for file in stored))
     catalog.write(warehouse, read_catalog(folder))
+    if manifest.revision[0]:
+        revisions.write(warehouse, revisions.Revision(*manifest.revision))
     for file in stored:
         reach("before_insert")
         warehouse.insert({file.table: read_rows(folder, file)})
@@ -181,17 +188,17 @@ def _positions(number: int, partitions: int, records: Records, definitions: Any,
     return partition.positions
 
 
-def _no_workers(settings: Settings) -> None:
-    from pipeline.topics import connect
+def _no_workers(settings: Settings, topics: Topics) -> None:
+    from pipeline.topics import connect, members
 
     admin = connect(admin_arguments(settings))
     try:
-        members = len(admin.describe_groups([settings.app_id]).get(settings.app_id, {}).get("members") or [])
+        n = members(admin, topics.app_id)
     finally:
         admin.close()
-    if members:
+    if n:
         raise Failed(
-            f"group {settings.app_id} has {members} worker{'s' if members > 1 else ''}: stop them with SIGTERM first. One that was killed leaves the "
+            f"group {topics.app_id} has {n} worker{'s' if n > 1 else ''}: stop them with SIGTERM first. One that was killed leaves the "
             f"group after {settings.session_seconds:g} s."
         )
 

@@ -14,7 +14,7 @@ from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from pipeline.cache import cache_folder
-from pipeline.cli.clients import Wrong, admin_arguments, open_configured, topic_names
+from pipeline.cli.clients import Wrong, admin_arguments, open_configured, topic_names, topics_in_force
 from pipeline.cli.reading import check_folder, embedded_folder, masked
 from pipeline.reports.text import duration
 from pipeline.settings import Settings
@@ -58,7 +58,7 @@ def check_broker(settings: Settings, seconds: float) -> list[Finding]:
 
 
 def check_topics(settings: Settings, seconds: float) -> list[Finding]:
-    topics = topic_names(settings)
+    topics = topics_in_force(settings)
     admin = connect(_client(settings, seconds))
     try:
         counts = partition_counts(admin, list(wanted_topics(topics)))
@@ -74,9 +74,7 @@ def _partitions(counts: dict[str, int], settings: Settings) -> list[Finding]:
         return [Finding("topics", "fail", f"missing: {', '.join(missing)}", "run `shopstream topics`")]
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        remedy = (
-            "recreate them with one number of partitions and rebuild under another SHOPSTREAM_APP_ID: state belongs to a partition number"
-        )
+        remedy = "add partitions where they are missing, then `shopstream rebuild --from earliest`: state belongs to a partition number"
         return [Finding("topics", "fail", f"not co-partitioned: {listed}", remedy)]
     number = next(iter(counts.values()))
     found = [Finding("topics", "ok", f"{len(counts)} topics of {number} partitions")]
@@ -122,13 +120,13 @@ def _config(name: str, config: dict[str, str], topics: Topics) -> list[Finding]:
 
 
 def check_group(settings: Settings, seconds: float) -> list[Finding]:
-    topics = topic_names(settings)
+    topics = topics_in_force(settings)
     admin = connect(_client(settings, seconds))
     try:
-        group = admin.describe_groups([settings.app_id]).get(settings.app_id, {})
+        group = admin.describe_groups([topics.app_id]).get(topics.app_id, {})
         counts = partition_counts(admin, list(topics.sources))
         ends = _offsets(admin, counts, LATEST)
-        committed = admin.list_group_offsets({settings.app_id: None}).get(settings.app_id, {})
+        committed = admin.list_group_offsets({topics.app_id: None}).get(topics.app_id, {})
     finally:
         admin.close()
     state, members = str(group.get("group_state") or "Dead"), len(group.get("members") or [])
@@ -136,8 +134,8 @@ def check_group(settings: Settings, seconds: float) -> list[Finding]:
     waiting = f"{lag:,} records to read"
     partitions = max(counts.values(), default=0)
     if not members:
-        return [Finding("workers", "warn", f"no worker in group {settings.app_id}; {waiting}", "start `shopstream worker`")]
-    who = f"{members} worker{'s' if members != 1 else ''} in group {settings.app_id}, {state.lower()}"
+        return [Finding("workers", "warn", f"no worker in group {topics.app_id}; {waiting}", "start `shopstream worker`")]
+    who = f"{members} worker{'s' if members != 1 else ''} in group {topics.app_id}, {state.lower()}"
     if state != "Stable":
         return [
             Finding("workers", "warn", f"{who}; {waiting}", "a rebalance takes seconds: look again; if it stays, look at the workers' logs")

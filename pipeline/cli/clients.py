@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from pipeline.settings import Settings
 from pipeline.topic_names import Topics
 
+if TYPE_CHECKING:
+    from pipeline.sinks.revisions import Revision
+    from pipeline.sinks.warehouse import Warehouse
+
 log = logging.getLogger("shopstream")
+T = TypeVar("T")
 
 
 class Wrong(Exception):
@@ -31,11 +37,11 @@ def open_configured(settings: Settings) -> Any:
         raise Wrong(f"SHOPSTREAM_WAREHOUSE: {error}") from error
 
 
-def patiently(action: Callable[[], object]) -> None:
+def patiently(action: Callable[[], T]) -> T:
     """Do it once the warehouse is there."""
     from pipeline.sinks.warehouse import SinkUnavailable
 
-    Retrying(
+    return Retrying(
         retry=retry_if_exception_type(SinkUnavailable),
         wait=wait_exponential_jitter(0.5, 10),
         before_sleep=lambda state: log.warning(
@@ -44,7 +50,37 @@ def patiently(action: Callable[[], object]) -> None:
     )(action)
 
 
+def revision_in_force(warehouse: Warehouse) -> int:
+    """The one that reports show. Raises SinkUnavailable, and SinkRefused with what to do when the tables are an older version's."""
+    from pipeline.sinks.revisions import in_force
+    from pipeline.sinks.warehouse import SinkRefused
+
+    try:
+        return in_force(warehouse)
+    except SinkRefused as error:
+        if "current_revision" in str(error):
+            raise SinkRefused(f"the warehouse lacks tables of this version: run `shopstream migrate`. ({error})") from None
+        raise
+
+
+def topics_in_force(settings: Settings) -> Topics:
+    """For commands that need Kafka alone: those of the revision in force, of revision 0 where no server can tell."""
+    from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
+
+    names = topic_names(settings)
+    if not settings.warehouse.startswith("clickhouse://"):
+        return names
+    opened = open_configured(settings)
+    try:
+        return names.at(revision_in_force(opened))
+    except (SinkRefused, SinkUnavailable):
+        return names
+    finally:
+        opened.close()
+
+
 def topic_names(settings: Settings) -> Topics:
+    """Those of revision 0; `at` gives those of another one."""
     return Topics(settings.clickstream_topic, settings.orders_topic, settings.app_id)
 
 
@@ -60,6 +96,18 @@ def admin_arguments(settings: Settings) -> dict[str, Any]:
             "sasl_plain_password": settings.sasl_password.get_secret_value(),
         }
     return arguments
+
+
+def options_at(settings: Settings, ancestry: list[Revision]) -> Any:
+    """A worker's options at a revision: the first of its ancestry."""
+    options, names, one = worker_options(settings), topic_names(settings), ancestry[0]
+    return replace(
+        options,
+        topics=names.at(one.revision),
+        partition=replace(options.partition, rows_since_ms=one.since),
+        follows=tuple(names.at(each.revision) for each in ancestry[1:]),
+        moved=one.moved,
+    )
 
 
 def worker_options(settings: Settings) -> Any:

@@ -59,10 +59,7 @@ def _reports(warehouse: Any) -> dict[str, dict[Any, Any]]:
 
 def event_counts(warehouse: Any) -> dict[str, int]:
     """applied, duplicates, rejected, too late: of all source partitions together."""
-    rows = warehouse.query(
-        "SELECT argMax(applied, version), argMax(duplicates, version), argMax(rejected, version), argMax(too_late, version) "
-        "FROM progress GROUP BY topic, partition"
-    )
+    rows = warehouse.query("SELECT applied, duplicates, rejected, too_late FROM current_progress")
     total: Counter[str] = Counter()
     for row in rows:
         total.update(dict(zip(("applied", "duplicates", "rejected", "too late"), map(int, row), strict=True)))

@@ -30,7 +30,7 @@ from pipeline.sinks.catalog import install
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.shared import new_key, serve
 from pipeline.topic_names import Topics
-from pipeline.topics import delete_topics, ensure_topics
+from pipeline.topics import delete_topics, ensure_topics, wanted_topics
 
 STALL_SECONDS = 120
 METRICS_PORT = int(Settings.model_fields["metrics_port"].default)
@@ -117,7 +117,7 @@ def _topics(wanted: Wanted, admin: dict[str, Any], stack: ExitStack) -> Topics:
         return topics
     name = f"run-{uuid4().hex[:8]}"
     topics = Topics(f"{name}.clickstream", f"{name}.orders", name)
-    stack.callback(delete_topics, admin, topics)
+    stack.callback(delete_topics, admin, wanted_topics(topics))
     ensure_topics(admin, topics, wanted.partitions, wanted.settings.replication_factor, wanted.settings.min_insync_replicas)
     return topics
 
@@ -183,9 +183,7 @@ class Backlog:
     def look(self) -> bool:
         """Whether every record, and what was re-keyed from them, is in the warehouse. Raises RunFailed when nothing has moved for long."""
         ends = self._consumer.end_offsets(self._places)
-        rows = self._local.warehouse.query(
-            'SELECT topic, "partition", argMax(next_offset, version) FROM progress GROUP BY topic, "partition"'
-        )
+        rows = self._local.warehouse.query('SELECT topic, "partition", next_offset FROM current_progress')
         done = {TopicPartition(topic, int(partition)): int(offset) for topic, partition, offset in rows}
         self.end = sum(ends.values())
         self.reached = sum(min(done.get(place, 0), end) for place, end in ends.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from importlib.metadata import version as installed_version
@@ -15,8 +16,9 @@ from rich.text import Text
 
 from pipeline.cli import config, doctor, rejects, report
 from pipeline.cli.backup import backup, restore
-from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, patiently, topic_names, worker_options
+from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, options_at, patiently, revision_in_force, topics_in_force
 from pipeline.cli.demo import demo
+from pipeline.cli.rebuild import rebuild
 from pipeline.cli.replay import replay
 from pipeline.cli.traffic import traffic
 from pipeline.definitions import Definitions
@@ -117,6 +119,7 @@ def worker(
     broker: Annotated[str | None, typer.Option(help="Bootstrap servers; SHOPSTREAM_BROKER.")] = None,
     warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; SHOPSTREAM_WAREHOUSE.")] = None,
     definitions: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="SHOPSTREAM_DEFINITIONS.")] = None,
+    revision: Annotated[int, typer.Option(hidden=True, help="At least this one, though it is not in force yet: for `rebuild`.")] = 0,
 ) -> None:
     """Run a worker until SIGTERM: events in, numbers out. Start as many as there are partitions, at most.
 
@@ -125,8 +128,10 @@ def worker(
     import time
 
     from pipeline.cli.quiet import OnceInAWhile
+    from pipeline.definitions_version import at_revision
+    from pipeline.sinks import revisions
     from pipeline.sinks.catalog import install
-    from pipeline.streaming.app import run_worker
+    from pipeline.streaming.app import GO_OVER, run_worker
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it is still starting it owns nothing
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
@@ -135,10 +140,17 @@ def worker(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.addFilter(OnceInAWhile(("faust", "mode", "aiokafka", "asyncio")))
-    wanted = load_definitions(settings.definitions)
+    read = load_definitions(settings.definitions)
     opened = open_configured(settings)
-    patiently(lambda: install(opened, wanted, int(time.time() * 1000)))
-    raise SystemExit(run_worker(worker_options(settings), wanted, opened))
+    ancestry = patiently(lambda: revisions.ancestry(opened, max(revision, revision_in_force(opened))))
+    one = ancestry[0]
+    wanted = at_revision(read, one.revision)
+    patiently(lambda: install(opened, wanted, int(time.time() * 1000), one.revision))
+    code = run_worker(options_at(settings, ancestry), wanted, opened)
+    if code == GO_OVER:
+        logging.shutdown()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 the same command again: another revision, perhaps other definitions
+    raise SystemExit(code)
 
 
 @app.command()
@@ -154,20 +166,25 @@ def topics(
 
     settings = load_settings(partitions=partitions, broker=broker)
     made = ensure_topics(
-        admin_arguments(settings), topic_names(settings), settings.partitions, settings.replication_factor, settings.min_insync_replicas
+        admin_arguments(settings), topics_in_force(settings), settings.partitions, settings.replication_factor, settings.min_insync_replicas
     )
     for name, outcome in made.items():
         typer.echo(f"{outcome:8} {name}")
 
 
 @app.command()
-def migrate(warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; SHOPSTREAM_WAREHOUSE.")] = None) -> None:
+def migrate(
+    warehouse: Annotated[str | None, typer.Option(help="Warehouse URL; SHOPSTREAM_WAREHOUSE.")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make tables and views again that were dropped; they are empty until `shopstream rebuild`.")
+    ] = False,
+) -> None:
     """Bring the warehouse's schema up to date.
 
     Example: shopstream migrate --warehouse clickhouse://migrator@clickhouse:9000/shopstream
     """
     opened = open_configured(load_settings(warehouse=warehouse))
-    done = opened.migrate()
+    done = opened.migrate(again=repair)
     opened.close()
     typer.echo("\n".join(f"applied  {name}" for name in done) or "up to date")
 
@@ -177,6 +194,7 @@ app.command()(replay)
 app.command()(traffic)
 app.command()(backup)
 app.command()(restore)
+app.command()(rebuild)
 
 
 @app.command()

@@ -19,18 +19,22 @@ class RunFailed(Exception):
 
 
 class Workers:
-    """The worker processes of a run, one a metrics port (0: it serves none); one that dies is started again (a restart is exact), a few times."""
+    """The worker processes of a run, one a metrics port (0: it serves none); one that dies is started again (a restart is exact), a few times.
 
-    def __init__(self, metrics_ports: Sequence[int], environment: dict[str, str], folder: Path) -> None:
+    arguments: of `shopstream worker`.
+    """
+
+    def __init__(self, metrics_ports: Sequence[int], environment: dict[str, str], folder: Path, arguments: Sequence[str] = ()) -> None:
         self._log = folder / "workers.log"
         self._environment = environment
+        self._arguments = arguments
         self._restarts = 0
         self._ports = metrics_ports
         self._processes = [self._start(port) for port in metrics_ports]
 
     def _start(self, metrics_port: int) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "pipeline.cli.main", "worker"]
+            command = [sys.executable, "-m", "pipeline.cli.main", "worker", *self._arguments]
             return subprocess.Popen(
                 command,
                 env=self._environment | {"SHOPSTREAM_METRICS_PORT": str(metrics_port)},
@@ -52,10 +56,11 @@ class Workers:
                     raise RunFailed(f"workers ended {self._restarts} times, the last with code {process.returncode}.\n{self.tail()}")
                 self._processes[i] = self._start(self._ports[i])
 
-    def stop(self) -> None:
-        """Tell them that the input has ended and ask them to end, each with a last flush. Raises RunFailed when one does not end well."""
+    def stop(self, end_of_input: bool = True) -> None:
+        """Ask them to end, each with a last flush; tell them before that the input has ended, if it has. Raises RunFailed when one does not end well."""
         for process in self._processes:
-            process.send_signal(signal.SIGUSR1)
+            if end_of_input:
+                process.send_signal(signal.SIGUSR1)
             process.terminate()
         for process in self._processes:
             try:

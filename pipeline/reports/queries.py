@@ -333,8 +333,7 @@ def health(warehouse: Warehouse, time_zone: str, now: datetime) -> HealthReport:
     """Progress of every source topic partition, and rejects by reason."""
     zone = ZoneInfo(time_zone)
     columns = ("next_offset", "watermark", "applied", "duplicates", "rejected", "too_late", "rekeyed")
-    newest = ", ".join(f"argMax({column}, version) AS newest_{column}" for column in columns)
-    rows = warehouse.query(f"SELECT topic, partition, {newest} FROM progress GROUP BY topic, partition ORDER BY topic, partition")  # noqa: S608
+    rows = warehouse.query(f"SELECT topic, partition, {', '.join(columns)} FROM current_progress ORDER BY topic, partition")  # noqa: S608
     partitions = tuple(
         PartitionHealth(str(topic), int(p), int(offset), datetime.fromtimestamp(mark / 1000, zone) if mark else None, *map(int, counts))
         for topic, p, offset, mark, *counts in rows

@@ -1,6 +1,7 @@
 """Writes what the definitions mean into the warehouse's catalog tables, from which reports take names, units, formulas and the shop's time zone.
 
-Called once by a worker or `shopstream run` after the migrations; safe to repeat and to run from several processes.
+Called once by a worker or `shopstream run` after the migrations; safe to repeat and to run from several processes. Reports show the revision in force
+(`pipeline.sinks.revisions`): what is installed at another one is not seen.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _TOMBSTONES: dict[str, Row] = {
 _BATCH = 200
 
 
-def install(warehouse: Warehouse, definitions: Definitions, now_ms: int) -> int:
-    """Make `definitions` the ones that reports show; how many names changed, 0 when they already were.
+def install(warehouse: Warehouse, definitions: Definitions, now_ms: int, revision: int = 0) -> int:
+    """Make `definitions` the ones that reports show of a revision; how many names changed, 0 when they already were.
 
     A name that `definitions` no longer has gets a row with an empty definition, and so leaves the reports. Should the clock stand
     behind the newest entry, the entry's time plus 1 ms is used: the last to install wins.
@@ -41,27 +42,27 @@ def install(warehouse: Warehouse, definitions: Definitions, now_ms: int) -> int:
         "catalog_kpis": {kpi.name: _kpi(kpi, definitions) for kpi in definitions.kpis},
     }
     shop = {"time_zone": definitions.time_zone, "currency": definitions.currency}
-    _install(warehouse, "catalog_shop", {name: [(name, value)] for name, value in shop.items()}, now_ms)
-    return sum(_install(warehouse, table, rows, now_ms) for table, rows in wanted.items())
+    _install(warehouse, "catalog_shop", {name: [(name, value)] for name, value in shop.items()}, now_ms, revision)
+    return sum(_install(warehouse, table, rows, now_ms, revision) for table, rows in wanted.items())
 
 
-def _install(warehouse: Warehouse, table: str, wanted: dict[str, list[Row]], now_ms: int) -> int:
-    installed, newest = _installed(warehouse, table)
+def _install(warehouse: Warehouse, table: str, wanted: dict[str, list[Row]], now_ms: int, revision: int) -> int:
+    installed, newest = _installed(warehouse, table, revision)
     removed = {name: [(name, "", *_TOMBSTONES[table])] for name in installed if name not in wanted}
     changed = {name: rows for name, rows in {**wanted, **removed}.items() if sorted(rows) != installed.get(name)}
     installed_at = max(now_ms, newest + 1)
-    rows = [(*row, installed_at) for rows in changed.values() for row in rows]
+    rows = [(*row, revision, installed_at) for rows in changed.values() for row in rows]
     for at in range(0, len(rows), _BATCH):
         _insert(warehouse, table, rows[at : at + _BATCH])
     return len(changed)
 
 
-def _installed(warehouse: Warehouse, table: str) -> tuple[dict[str, list[Row]], int]:
-    """Each name's rows as installed last, and the newest time of all."""
+def _installed(warehouse: Warehouse, table: str, revision: int) -> tuple[dict[str, list[Row]], int]:
+    """Each name's rows as installed last at a revision, and the newest time of all."""
     columns = TABLES[table]
     latest: dict[str, tuple[int, str]] = {}
     rows: dict[tuple[str, str, int], set[Row]] = {}
-    for row in warehouse.query(f"SELECT {', '.join(columns)}, installed_at FROM {table}"):  # noqa: S608 our own names
+    for row in warehouse.query(f"SELECT {', '.join(columns)}, installed_at FROM {table} WHERE revision = {revision}"):  # noqa: S608 our own names
         *values, installed_at = row
         name, definition = str(values[0]), str(values[1])
         latest[name] = max(latest.get(name, (0, "")), (int(installed_at), definition))
@@ -71,8 +72,8 @@ def _installed(warehouse: Warehouse, table: str) -> tuple[dict[str, list[Row]], 
 
 
 def read(warehouse: Warehouse) -> dict[str, list[Row]]:
-    """All rows of the catalog, installed_at last, so that `write` makes another warehouse's catalog equal."""
-    return {table: warehouse.query(f"SELECT {', '.join(names)}, installed_at FROM {table}") for table, names in TABLES.items()}  # noqa: S608
+    """All rows of the catalog, so that `write` makes another warehouse's catalog equal."""
+    return {table: warehouse.query(f"SELECT {', '.join(names)}, revision, installed_at FROM {table}") for table, names in TABLES.items()}  # noqa: S608
 
 
 def write(warehouse: Warehouse, tables: dict[str, list[Row]]) -> None:
@@ -84,7 +85,7 @@ def write(warehouse: Warehouse, tables: dict[str, list[Row]]) -> None:
 
 def _insert(warehouse: Warehouse, table: str, rows: Iterable[Row]) -> None:
     values = " UNION ALL ".join(f"SELECT {', '.join(map(_typed, row))}" for row in rows)
-    warehouse.query(f"INSERT INTO {table} ({', '.join(TABLES[table])}, installed_at) {values}")
+    warehouse.query(f"INSERT INTO {table} ({', '.join(TABLES[table])}, revision, installed_at) {values}")
 
 
 def _typed(value: Any) -> str:

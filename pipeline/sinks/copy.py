@@ -28,8 +28,8 @@ REPORTS = {view: f"SELECT * FROM {view}" for view in ("funnel_report", "retentio
 
 
 def count_rows(warehouse: Warehouse) -> dict[str, int]:
-    """Stored rows of each base and catalog table."""
-    return {table: int(warehouse.query(f"SELECT count() FROM {table}")[0][0]) for table in (*COLUMNS, *TABLES)}  # noqa: S608
+    """Stored rows of each base and catalog table, and of that of revisions."""
+    return {table: int(warehouse.query(f"SELECT count() FROM {table}")[0][0]) for table in (*COLUMNS, *TABLES, "revisions")}  # noqa: S608
 
 
 def chunks(warehouse: Warehouse, table: str, rows: int) -> Iterator[dict[str, Any]]:

@@ -43,9 +43,9 @@ class EmbeddedWarehouse:
             self._statement(f"CREATE DATABASE IF NOT EXISTS {self._deployment.database}")
             self._statement(f"USE {self._deployment.database}")
 
-    def migrate(self) -> list[str]:
+    def migrate(self, again: bool = False) -> list[str]:
         with self._lock:
-            done = migrate(self._statement, self._deployment)
+            done = migrate(self._statement, self._deployment, again)
             if done:
                 self._settle_tables()
             return done

@@ -23,6 +23,7 @@ MODERN = (20, 3)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\(([^{}]*)\))?\}")
 _RACES = ("TABLE_ALREADY_EXISTS", "Code: 57", "Code: 82", "Code: 81", "Code: 76", "Code: 107", "Code: 219")
+_COLUMN_THERE = "column with this name already exists"
 ATTEMPTS = 20
 RETRY_SECONDS = 0.1
 
@@ -89,6 +90,7 @@ def render(text: str, version: tuple[int, int], deployment: Deployment) -> str:
         "database": lambda: deployment.database,
         "on_cluster": lambda: f"ON CLUSTER {deployment.cluster}" if deployment.cluster else "",
         "lowcardinality": lambda inner: f"LowCardinality({inner})" if modern else inner,
+        "drop_view": lambda: "DROP VIEW" if modern else "DROP TABLE",
         "zstd": lambda: "CODEC(ZSTD(3))" if modern else "",
         "replacing": replacing,
         "ttl": ttl,
@@ -109,15 +111,15 @@ def statements(sql: str) -> Iterator[str]:
             yield statement.strip()
 
 
-def migrate(run: Run, deployment: Deployment) -> list[str]:
-    """Apply what `schema_migrations` does not list; names applied by this call.
+def migrate(run: Run, deployment: Deployment, again: bool = False) -> list[str]:
+    """Apply what `schema_migrations` does not list; names applied by this call. again: apply all, which makes what was dropped.
 
     Every statement is idempotent, so processes that migrate at once do no harm: the loser of a race for a table tries again.
     SinkRefused when a migration was edited after it was applied.
     """
     for attempt in range(ATTEMPTS):
         try:
-            return _migrate_once(run, deployment)
+            return _migrate_once(run, deployment, again)
         except (SinkRefused, SinkUnavailable) as error:
             if attempt == ATTEMPTS - 1 or not any(sign in str(error) for sign in _RACES):
                 raise
@@ -125,7 +127,7 @@ def migrate(run: Run, deployment: Deployment) -> list[str]:
     raise AssertionError("unreachable")
 
 
-def _migrate_once(run: Run, deployment: Deployment) -> list[str]:
+def _migrate_once(run: Run, deployment: Deployment, again: bool) -> list[str]:
     version = parse_version(str(run("SELECT version()")[0][0]))
     # A user of a real deployment may use the database but not create one.
     if not run(f"SELECT name FROM system.databases WHERE name = '{deployment.database}'"):  # noqa: S608 an identifier, checked
@@ -138,9 +140,14 @@ def _migrate_once(run: Run, deployment: Deployment) -> list[str]:
         if migration.name in applied:
             if applied[migration.name] != migration.checksum:
                 raise SinkRefused(f"migration {migration.name} was changed after it was applied to this warehouse; add a new one instead")
-            continue
+            if not again:
+                continue
         for statement in statements(render(migration.text, version, deployment)):
-            run(statement)
+            try:
+                run(statement)
+            except SinkRefused as error:  # 18.16 knows no ADD COLUMN IF NOT EXISTS
+                if _COLUMN_THERE not in str(error):
+                    raise
         run(
             f"INSERT INTO {deployment.database}.schema_migrations (name, checksum, applied_at) "
             f"SELECT '{migration.name}', '{migration.checksum}', now()"

@@ -56,12 +56,12 @@ class ServerWarehouse:
         self._lock = threading.RLock()
         self._client: Any = None
 
-    def migrate(self) -> list[str]:
+    def migrate(self, again: bool = False) -> list[str]:
         # Before the first migration the database that other calls connect to may not exist.
         with self._lock:
             client = self._connect(database="")
             try:
-                return migrate(lambda sql: self._guarded(lambda: client.execute(sql)), self._deployment)
+                return migrate(lambda sql: self._guarded(lambda: client.execute(sql)), self._deployment, again)
             finally:
                 client.disconnect()
 

@@ -128,8 +128,8 @@ class SharedWarehouse:
         self._lock = threading.Lock()
         self._connection: Any = None
 
-    def migrate(self) -> list[str]:
-        return list(self._call("migrate"))
+    def migrate(self, again: bool = False) -> list[str]:
+        return list(self._call("migrate", again))
 
     def insert(self, rows: Rows) -> None:
         self._call("insert", rows)

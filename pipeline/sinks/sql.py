@@ -27,6 +27,7 @@ SMALL: dict[str, np.dtype[Any]] = {
     "bucket": np.dtype(np.int32),
     "period": np.dtype(np.int32),
     "partition": np.dtype(np.int32),
+    "revision": np.dtype(np.int32),
 }
 UNSIGNED = frozenset({"version"})
 

@@ -28,8 +28,8 @@ class SinkRefused(Exception):
 class Warehouse(Protocol):
     """Insert may repeat rows: a row is an absolute value with a version, so a repetition changes nothing."""
 
-    def migrate(self) -> list[str]:
-        """Apply the migrations that are missing, in order; their names. Safe to call from several processes."""
+    def migrate(self, again: bool = False) -> list[str]:
+        """Apply the migrations that are missing (again: all, which makes dropped tables), in order; their names. Safe to call from several processes."""
         ...
 
     def insert(self, rows: Rows) -> None:

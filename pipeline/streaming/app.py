@@ -34,6 +34,7 @@ from pipeline.streaming.flushes import Feeder, Flusher, FlushOptions
 from pipeline.streaming.memory import keep_small, settle
 from pipeline.streaming.owner import Owner
 from pipeline.streaming.readings import WorkerState
+from pipeline.streaming.succession import Succession
 from pipeline.streaming.tables import OwnedTables
 from pipeline.streaming.watchdog import LoopGuard, Watchdog, probe_seconds
 from pipeline.telemetry.prometheus import CONTENT_TYPE, Exposition
@@ -45,6 +46,9 @@ log = logging.getLogger("shopstream.worker")
 
 END_OF_INPUT = signal.SIGUSR1
 """`shopstream run` sends it once everything is applied."""
+GO_OVER = 75
+"""What `run_worker` returns when another revision is in force: start again, and it is that one's worker."""
+_UNKNOWN_TABLE = "Code: 60"
 STOP_SECONDS = 60
 REVOKED_SECONDS = 20
 LAST_FLUSH_SECONDS = 10
@@ -98,6 +102,8 @@ class WorkerOptions:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0  # none
     stuck_seconds: float = 120.0  # 0: a worker that is stuck is told, not ended
+    follows: tuple[Topics, ...] = ()  # of the revision that ours was begun beside, of the one before that, and so on
+    moved: bool = False  # some users' events are in partitions that are not theirs
 
 
 def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -> faust.App:
@@ -126,14 +132,14 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
     )
     client = {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()}
     owner = app.tables.owner = Owner(
-        client, definitions, options.topics, options.partition, options.accept_deleted, options.transaction_seconds
+        client, definitions, options.topics, options.partition, options.accept_deleted, options.transaction_seconds, options.moved
     )
     bind_agents(app, options.topics, owner)
     return app
 
 
 def run_worker(options: WorkerOptions, definitions: Definitions, warehouse: Warehouse) -> int:
-    """Run until SIGTERM or SIGINT; 0 after an orderly end. Ends the process with 1 on anything unexpected."""
+    """Run until SIGTERM or SIGINT, or until another revision is in force; 0 or GO_OVER after an orderly end. Ends the process with 1 on anything unexpected."""
     return asyncio.run(_run(options, definitions, warehouse))
 
 
@@ -194,7 +200,8 @@ async def _run(options: WorkerOptions, definitions: Definitions, warehouse: Ware
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(END_OF_INPUT, flusher.end_of_input)
-        code = await _work(app, options, flusher, feeder, watchdog, stop)
+        succession = Succession(owner, warehouse, feeder.in_thread, options.follows)
+        code = await _work(app, options, flusher, feeder, watchdog, succession, stop)
     folder.cleanup()
     return code
 
@@ -238,7 +245,15 @@ async def _warmed_up(definitions: Definitions) -> None:
     settle()
 
 
-async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder: Feeder, watchdog: Watchdog, stop: asyncio.Event) -> int:
+async def _work(
+    app: faust.App,
+    options: WorkerOptions,
+    flusher: Flusher,
+    feeder: Feeder,
+    watchdog: Watchdog,
+    succession: Succession,
+    stop: asyncio.Event,
+) -> int:
     @app.on_partitions_revoked.connect
     async def flush_before_the_group_goes_on(_app: Any, revoked: Any, **_: Any) -> None:
         with contextlib.suppress(asyncio.TimeoutError):  # whoever takes over reads the events again
@@ -247,25 +262,35 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
     app.finalize()
     await app.start()
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run(), keep_small()]
+    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run(), succession.run(), keep_small()]
     if options.stuck_seconds:
         works.append(LoopGuard(options.stuck_seconds).run())
     tasks = [asyncio.create_task(work) for work in works]
-    stopping = asyncio.create_task(stop.wait())
-    done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-    for task in done - {stopping}:
+    ends = {asyncio.create_task(stop.wait()), asyncio.create_task(flusher.owner.outdated.wait())}
+    done, _ = await asyncio.wait([*tasks, *ends], return_when=asyncio.FIRST_COMPLETED)
+    for task in done - ends:
         error = task.exception()
-        remedy = "; nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again" * isinstance(error, SinkRefused)
-        end_process(f"the worker ends: {error if remedy else repr(error)}{remedy}", error)
+        end_process(
+            f"the worker ends: {error}; {_remedy(error)}" if isinstance(error, SinkRefused) else f"the worker ends: {error!r}", error
+        )
     log.info("stopping: last flush")
     try:
-        left = await asyncio.wait_for(_stop(app, tasks, flusher, feeder, options.stop_sink_seconds), STOP_SECONDS)
+        left = await asyncio.wait_for(_stop(app, tasks, flusher, feeder, succession, options.stop_sink_seconds), STOP_SECONDS)
     except Exception as error:
         end_process(f"the orderly end failed: {error!r}", error)
+    code = 0 if stop.is_set() else GO_OVER
+    if code == GO_OVER:
+        log.info("going over to the revision in force")
     if feeder.gave_up or not left:
         logging.shutdown()
-        os._exit(0)  # Python would wait for the insert's thread, or the consumer's
-    return 0
+        os._exit(code)  # Python would wait for the insert's thread, or the consumer's
+    return code
+
+
+def _remedy(error: SinkRefused) -> str:
+    if _UNKNOWN_TABLE in str(error):
+        return "if it was dropped: `shopstream migrate --repair` makes it again, `shopstream rebuild --from earliest` fills it"
+    return "nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again"
 
 
 async def _meet_kafka(options: WorkerOptions) -> None:
@@ -306,7 +331,9 @@ async def _crashed(app: faust.App) -> None:
     raise RuntimeError(f"Faust crashed: {app.crash_reason!r}") from app.crash_reason
 
 
-async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, sink_seconds: float) -> bool:
+async def _stop(
+    app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flusher, feeder: Feeder, succession: Succession, sink_seconds: float
+) -> bool:
     """Flush, bring the warehouse up to date, leave the group; whether the group was left. Each has its time, whatever is away."""
     app.consumer.stop_flow()
     app.flow_control.suspend()
@@ -314,6 +341,7 @@ async def _stop(app: faust.App, tasks: list[asyncio.Task[None]], flusher: Flushe
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+    await succession.finish()
     flusher.owner.hold()
     with contextlib.suppress(asyncio.TimeoutError):  # Kafka is away: who comes next reads the events again
         await asyncio.wait_for(flusher.flush(), LAST_FLUSH_SECONDS)

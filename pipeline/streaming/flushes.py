@@ -156,7 +156,7 @@ class Feeder:
         while True:
             await asyncio.sleep(self.options.interval_seconds / 2)
             inserted = await self.feed()
-            await self.watch.look(self._in_thread, inserted)
+            await self.watch.look(self.in_thread, inserted)
 
     async def feed(self) -> bool:
         """One insert a table for all partitions that have something new; whether there was something."""
@@ -179,7 +179,7 @@ class Feeder:
     async def _insert(self, rows: Rows) -> None:
         began = time.monotonic()
         try:
-            await self._in_thread(self.warehouse.insert, rows)
+            await self.in_thread(self.warehouse.insert, rows)
         except SinkUnavailable as error:
             self.owner.meter.count(SINK_ERRORS, "insert", error.kind)
             raise
@@ -189,17 +189,17 @@ class Feeder:
 
     async def nothing_known(self, number: int) -> None:
         """Raises ChangelogError when the warehouse holds rows of a partition whose changelog is empty: versions from 1 on would lose against them."""
-        sql = 'SELECT max(version) FROM progress WHERE "partition" = %(number)s'
+        sql = 'SELECT max(version) FROM progress WHERE "partition" = %(number)s AND revision = %(revision)s'
         async for attempt in _patience(
             lambda state: log.warning("the warehouse can't be asked yet: %s", state.outcome and state.outcome.exception())
         ):
             with attempt:
-                rows = await self._in_thread(self.warehouse.query, sql, {"number": number})
+                rows = await self.in_thread(self.warehouse.query, sql, {"number": number, "revision": self.owner.topics.revision})
         if rows and int(rows[0][0] or 0) > 0:
             raise ChangelogError(
                 f"partition {number} has no changelog ({self.owner.topics.changelog} is empty there), but the warehouse holds its rows up to version "
-                f"{rows[0][0]}: the topic was deleted, or another app id wrote them. Name another database (a new one is filled from the "
-                "beginning of the topics), or bring the changelog back."
+                f"{rows[0][0]}: the topic was deleted, or another app id wrote them. Bring the changelog back, or let "
+                "`shopstream rebuild --from earliest` compute all numbers anew."
             )
 
     async def close(self, seconds: float) -> None:
@@ -213,9 +213,10 @@ class Feeder:
 
     async def _finish(self) -> None:
         await self.feed()
-        await self._in_thread(int)  # after whatever the thread is still at
+        await self.in_thread(int)  # after whatever the thread is still at
 
-    async def _in_thread(self, call: Any, *arguments: Any) -> Any:
+    async def in_thread(self, call: Any, *arguments: Any) -> Any:
+        """A call to the warehouse, in the one thread that makes them."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     def _away(self, started: float, state: RetryCallState) -> None:

@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
-from pipeline.changelog import ChangelogError
+from pipeline.changelog import ChangelogError, Sealed
 from pipeline.definitions import Definitions
 from pipeline.partition import BrakesOn, ContinuityError, Options, Partition, Run
 from pipeline.streaming.account import Account
@@ -39,6 +39,7 @@ from pipeline.topic_names import Topics
 
 log = logging.getLogger("shopstream.owner")
 
+REMEDY = "Check them with `shopstream topics`; `shopstream rebuild --from earliest` goes over to a changed number."
 TAKE_OVERS_AT_ONCE = 2  # a restore holds its changelog in memory
 
 
@@ -69,12 +70,14 @@ class Owner:
         options: Options,
         accept_deleted: bool = False,
         transaction_seconds: float = TRANSACTION_SECONDS,
+        moved: bool = False,
     ) -> None:
         self.client = client  # aiokafka's bootstrap_servers and security arguments
         self.definitions = definitions
         self.topics = topics
         self.options = options
         self.accept_deleted = accept_deleted
+        self.moved = moved  # some users' events are in partitions that are not theirs
         self.transaction_seconds = transaction_seconds
         self.owned: dict[int, Owned] = {}
         self.wanted: set[int] = set()  # what the group has assigned to us
@@ -87,6 +90,7 @@ class Owner:
         self.consumer: Any = None  # the transport's, once it has been made
         self.sink_ready = asyncio.Event()  # cleared while consumption waits for the warehouse
         self.sink_ready.set()
+        self.outdated = asyncio.Event()  # another revision is in force: the worker has to go over to it
         self.emptied: Callable[[int], Coroutine[Any, Any, None]] | None = None  # asked before a partition without changelog begins anew
         self._takes: dict[int, asyncio.Task[None]] = {}
         self._aside: set[asyncio.Task[Any]] = set()
@@ -108,7 +112,7 @@ class Owner:
         by_topic = {topic: {tp.partition for tp in tps if tp.topic == topic} for topic in self.topics.sources}
         wanted = by_topic[self.topics.clickstream]
         if any(numbers != wanted for numbers in by_topic.values()):
-            raise RuntimeError(f"partitions of the topics do not belong together: {by_topic}. Check them with `shopstream topics`.")
+            raise RuntimeError(f"partitions of the topics do not belong together: {by_topic}. {REMEDY}")
         self.rebalances += 1
         self.wanted = wanted
         self.held = False
@@ -159,13 +163,18 @@ class Owner:
         self._check(done)
 
     async def _take_patiently(self, number: int, again: bool) -> None:
-        async for attempt in self._patience(number):
-            with attempt:
-                if again:  # another worker may be the owner by now: only a member of the group may fence
-                    await self.consumer.prove_membership()
-                again = True
-                async with self._turns:
-                    await self._take(number)
+        try:
+            async for attempt in self._patience(number):
+                with attempt:
+                    if again:  # another worker may be the owner by now: only a member of the group may fence
+                        await self.consumer.prove_membership()
+                    again = True
+                    async with self._turns:
+                        await self._take(number)
+        except Sealed as error:
+            log.info("partition %d: %s", number, error)
+            self.outdated.set()
+            return
         await self._join(number)
 
     def _patience(self, number: int) -> AsyncRetrying:
@@ -186,6 +195,8 @@ class Owner:
                 await self._restore(partition, records)
             elif self.emptied is not None:
                 await self._begin_anew(self.emptied, number, recovery)
+            if not records and self.topics.revision:
+                partition.follow(self.moved)
         except BaseException:
             self._spawn(stop_producer(producer))
             raise
@@ -213,9 +224,7 @@ class Owner:
         """Partitions of the source topics, asked of the broker: with a wrong count every user would seem to be in the wrong place."""
         counts = {topic: len(await asyncio.wait_for(producer.partitions_for(topic), ANSWER_SECONDS)) for topic in self.topics.sources}
         if len(set(counts.values())) != 1:
-            raise RuntimeError(
-                f"the source topics need the same number of partitions, but have {counts}. Check them with `shopstream topics`."
-            )
+            raise RuntimeError(f"the source topics need the same number of partitions, but have {counts}. {REMEDY}")
         return counts[self.topics.clickstream]
 
     async def _check_partitions(self, owned: Owned) -> None:
@@ -223,7 +232,7 @@ class Owner:
         if count != owned.partition.partitions:
             raise ChangelogError(
                 f"the topics have {count} partitions now, the state was made with {owned.partition.partitions}: users have moved between "
-                "partitions. Go back to the old number, or rebuild under another app id, into another database."
+                "partitions. `shopstream rebuild --from earliest` computes all numbers anew."
             )
 
     # --- reading ---------------------------------------------------------------------------------------------------------
@@ -268,7 +277,7 @@ class Owner:
         """Kafka has no record at our offset. Deleted before we read it, or the topic is another one now."""
         if (tp, offset) in self._out_of_range:
             end_process(f"{tp.topic}[{tp.partition}] ends before offset {offset}, up to which it was read: it was deleted and created again, or a broker "
-                        "lost its end. Bring it back, or rebuild under another app id, into another database.")  # fmt: skip
+                        "lost its end. Bring it back, or let `shopstream rebuild --from earliest` compute all numbers anew from what is there.")  # fmt: skip
         self._out_of_range.add((tp, offset))
         self._spawn(self._join(tp.partition))
 

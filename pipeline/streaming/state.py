@@ -1,4 +1,7 @@
-"""A partition's state as its changelog's records: taken out, and put into an empty changelog in one transaction. For `shopstream backup` and `restore`."""
+"""A partition's state as its changelog's records: taken out, put into an empty changelog in one transaction, closed for good.
+
+For `shopstream backup` and `restore`, and for a revision that succeeds another one (`streaming.succession`).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import aiokafka
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from pipeline.partition import OutRecord
+from pipeline.changelog import SEALED, ChangelogError
+from pipeline.partition import End, OutRecord, end_of
 from pipeline.streaming.changelog import Records, Recovery, TransactionRefused, fence, grew, read_to_end, stop_producer, transact
 from pipeline.topic_names import Topics
 
@@ -35,6 +40,40 @@ async def write_state(client: dict[str, Any], topics: Topics, number: int, recor
         await transact(producer, [OutRecord(topics.changelog, number, key, value or b"", []) for key, value in records], topics.changelog)
     finally:
         await stop_producer(producer)
+
+
+async def seal(client: dict[str, Any], topics: Topics, number: int, successor: int) -> End | None:
+    """Close the changelog for the revision `successor`: whoever takes the partition over from it finds that out, and a present owner can't commit.
+
+    Returns where it ended; None when there is no changelog or nothing of use in it. May be repeated.
+    """
+    if number >= await _partitions(client, topics.changelog):
+        return None
+    producer = await fence(client, f"{topics.app_id}-{number}")
+    try:
+        try:
+            records = await read_to_end(client, TopicPartition(topics.changelog, number), Recovery())
+            sealed = bool(records) and records[-1][0] == SEALED
+            end = end_of(records[:-1] if sealed else records)
+        except ChangelogError:  # it is lost, and its owner can't go on either
+            sealed, end = False, None
+        if not sealed:
+            await transact(producer, [OutRecord(topics.changelog, number, SEALED, str(successor).encode(), [])], topics.changelog)
+        return end
+    finally:
+        await stop_producer(producer)
+
+
+async def _partitions(client: dict[str, Any], topic: str) -> int:
+    """0 for a topic that is not there."""
+    admin = AIOKafkaAdminClient(**client)
+    try:
+        await admin.start()
+        if topic not in await admin.list_topics():
+            return 0
+        return len((await admin.describe_topics([topic]))[0]["partitions"])
+    finally:
+        await admin.close()
 
 
 async def grown(client: dict[str, Any], topics: Topics, ends: list[int]) -> list[int]:

@@ -376,26 +376,26 @@ def warehouse(request: pytest.FixtureRequest) -> Iterator[AnyWarehouse]:
 
 
 def progress(applied: int, version: int, topic: str = "clickstream") -> Rows:
-    row = (topic, 0, applied, 0, applied, 0, 0, 0, 0, version)
+    row = (topic, 0, applied, 0, applied, 0, 0, 0, 0, version, 0)
     return {"progress": {column: [value] for column, value in zip(COLUMNS["progress"], row, strict=True)}}
 
 
 def test_newest_version_wins_whenever_it_came(warehouse: AnyWarehouse) -> None:
     for applied, version in ((5, 2), (9, 4), (7, 3)):
         warehouse.insert(progress(applied, version))
-    assert warehouse.newest("progress", "applied") == {("clickstream", 0): 9}
+    assert warehouse.newest("progress", "applied") == {("clickstream", 0, 0): 9}
 
 
 def test_a_repeated_insert_changes_nothing(warehouse: AnyWarehouse) -> None:
     for _ in range(3):
         warehouse.insert(progress(5, 2))
-    assert warehouse.newest("progress", "applied") == {("clickstream", 0): 5}
+    assert warehouse.newest("progress", "applied") == {("clickstream", 0, 0): 5}
 
 
 def test_rows_of_different_keys_live_side_by_side(warehouse: AnyWarehouse) -> None:
     warehouse.insert(progress(5, 2))
     warehouse.insert(progress(6, 1, "orders"))
-    assert warehouse.newest("progress", "applied") == {("clickstream", 0): 5, ("orders", 0): 6}
+    assert warehouse.newest("progress", "applied") == {("clickstream", 0, 0): 5, ("orders", 0, 0): 6}
 
 
 def test_a_row_of_value_zero_replaces(warehouse: AnyWarehouse) -> None:

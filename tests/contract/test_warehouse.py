@@ -23,6 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.definitions import ORDER_HORIZON_MS, Definitions, Funnel, Kpi, Match, Retention, Step
+from pipeline.definitions_version import at_revision, version_at
+from pipeline.sinks import revisions
 from pipeline.sinks.catalog import install
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.shared import KEY_VARIABLE, SharedWarehouse, new_key
@@ -37,7 +39,7 @@ HOUR = 3_600_000
 T0 = 1_700_006_400_000  # 2023-11-15 00:00 UTC
 LATER = T0 + 100 * DAY
 REPORTS = ("funnel_report", "retention_report", "kpi_report")
-TABLES = (*COLUMNS, "catalog_funnels", "catalog_retentions", "catalog_kpis")
+TABLES = (*COLUMNS, "catalog_funnels", "catalog_retentions", "catalog_kpis", "revisions")
 
 HOST = """
 import sys
@@ -150,7 +152,7 @@ def kpi_cell(kpi: str, value: int, partition: int = 0, **other: Any) -> dict[str
 def progress(partition: int, watermark: int, topic: str = "clickstream", version: int = 1) -> dict[str, Any]:
     return {
         "topic": topic, "partition": partition, "next_offset": 10, "watermark": watermark, "applied": 9, "duplicates": 0, "rejected": 1,
-        "too_late": 0, "rekeyed": 0, "version": version,
+        "too_late": 0, "rekeyed": 0, "version": version, "revision": 0,
     }  # fmt: skip
 
 
@@ -189,7 +191,7 @@ def test_migrations_run_once_even_from_many_processes_at_a_time(implementation: 
     with ThreadPoolExecutor(4) as pool:
         applied = list(pool.map(lambda handle: handle.migrate(), handles))
     names = [name for (name,) in handles[0].query("SELECT DISTINCT name FROM schema_migrations ORDER BY name")]
-    assert names == ["0001_base_tables", "0002_catalog", "0003_reports", "0004_shop"]
+    assert names == ["0001_base_tables", "0002_catalog", "0003_reports", "0004_shop", "0005_revisions"]
     assert {name for some in applied for name in some} == set(names)
     assert [handle.migrate() for handle in handles] == [[], [], [], []]
     for handle in handles:
@@ -657,6 +659,99 @@ def test_names_in_the_catalog_may_hold_anything(warehouse: Warehouse) -> None:
     warehouse.insert(columns("funnel_cells", [funnel_cell(1, 1, funnel=funnel.name) for funnel in funnels]))
     rows = warehouse.query("SELECT funnel, step_name FROM funnel_report WHERE step = 1")
     assert sorted(rows) == sorted((funnel.name, funnel.steps[0].name) for funnel in funnels)
+
+
+# --- revisions ----------------------------------------------------------------------------------------------------------------
+
+
+def made(revision: int) -> Definitions:
+    return at_revision(Definitions(funnels=(CHECKOUT,), retentions=(WEEKLY,), kpis=(stored("n"),)), revision)
+
+
+def cells_of(revision: int, value: int, start: int = T0, **other: Any) -> Rows:
+    version = version_at("v1", revision)
+    return {
+        **columns("funnel_cells", [funnel_cell(1, value, definition=version, window_start=start, **other)]),
+        **columns("retention_cells", [retention_cell(0, "users", value, definition=version, cohort_start=start, **other)]),
+        **columns("kpi_cells", [kpi_cell("n", value, definition=version, window_start=start, **other)]),
+    }
+
+
+def shown(warehouse: Warehouse) -> set[tuple[Any, ...]]:
+    """(report, start, value) of what readers see."""
+    funnels = warehouse.query("SELECT 'funnel', window_start, users FROM funnel_report WHERE step = 1")
+    retentions = warehouse.query("SELECT 'retention', cohort_start, users FROM retention_report WHERE period = 0")
+    return {
+        (name, int(start.timestamp()) * 1000, int(value))
+        for name, start, value in funnels + retentions + warehouse.query("SELECT 'kpi', window_start, value FROM kpi_report")
+    }
+
+
+def all_three(start: int, value: int) -> set[tuple[Any, ...]]:
+    return {(name, start, value) for name in ("funnel", "retention", "kpi")}
+
+
+def test_one_row_shows_another_revision_in_every_report(warehouse: Warehouse) -> None:
+    assert revisions.in_force(warehouse) == 0
+    install(warehouse, made(0), 1)
+    warehouse.insert(cells_of(0, 5) | columns("progress", [progress(0, T0 + 2 * DAY)]))
+    begun = revisions.Revision(1, 0, "plan")
+    revisions.write(warehouse, begun)
+    assert install(warehouse, made(1), 1, revision=1) == 3
+    warehouse.insert(cells_of(1, 7) | columns("progress", [progress(0, T0) | {"revision": 1, "next_offset": 3}]))
+    assert shown(warehouse) == all_three(T0, 5)
+    assert warehouse.query("SELECT next_offset FROM current_progress") == [(10,)]
+    assert warehouse.query("SELECT smallest FROM watermarks") == [(T0 + 2 * DAY,)]
+    assert revisions.positions(warehouse, 1) == {0: {"clickstream": 3}}
+    assert [one.revision for one in revisions.ancestry(warehouse, 1)] == [1, 0]
+
+    revisions.write(warehouse, begun._replace(shown_at=17))
+    assert revisions.in_force(warehouse) == 1
+    assert revisions.known(warehouse) == [begun._replace(shown_at=17)]
+    assert shown(warehouse) == all_three(T0, 7)
+    assert warehouse.query("SELECT next_offset FROM current_progress") == [(3,)]
+    assert warehouse.query("SELECT smallest FROM watermarks") == [(T0,)]
+    install(warehouse, Definitions(), 10**15)  # a worker of revision 0 that starts late
+    assert shown(warehouse) == all_three(T0, 7)
+
+
+def test_windows_before_a_rebuild_keep_their_rows(warehouse: Warehouse) -> None:
+    install(warehouse, made(0), 1)
+    for start in (T0, T0 + DAY):
+        warehouse.insert(cells_of(0, 5, start, version=3))
+    one = revisions.Revision(1, 0, "plan", since=T0 + DAY)
+    install(warehouse, made(1), 1, revision=1)
+    warehouse.insert(cells_of(1, 7, T0 + DAY))
+    for _ in range(2):
+        revisions.keep_before(warehouse, made(0), one)
+    revisions.write(warehouse, one._replace(shown_at=1))
+    assert shown(warehouse) == all_three(T0, 5) | all_three(T0 + DAY, 7)
+
+
+def test_what_was_replaced_can_be_dropped(warehouse: Warehouse) -> None:
+    for revision in (0, 1, 2):
+        install(warehouse, made(revision), 1, revision=revision)
+        warehouse.insert(cells_of(revision, revision + 5) | columns("progress", [progress(0, T0) | {"revision": revision}]))
+    revisions.write(warehouse, revisions.Revision(1, 0, "plan", shown_at=1))
+    revisions.drop_others(warehouse, 1)
+    deadline = time.monotonic() + 20
+    left = [f"SELECT count() FROM {table}" for table in ("funnel_cells", "retention_cells", "kpi_cells", "progress", "catalog_retentions")]
+    while any(warehouse.query(sql) != [(1,)] for sql in left):
+        assert time.monotonic() < deadline, [warehouse.query(sql) for sql in left]
+        time.sleep(0.1)
+    assert shown(warehouse) == all_three(T0, 6)
+
+
+def test_what_was_dropped_is_made_again_when_asked_for(implementation: Implementation, warehouse: Warehouse) -> None:
+    install(warehouse, made(0), 1)
+    warehouse.insert(cells_of(0, 5))
+    warehouse.query("DROP TABLE kpi_cells")
+    assert warehouse.migrate() == []
+    with pytest.raises(SinkRefused, match="kpi_cells"):
+        warehouse.insert(cells_of(0, 5))
+    assert len(warehouse.migrate(again=True)) == 5
+    warehouse.insert(cells_of(0, 6, version=2))
+    assert shown(warehouse) == all_three(T0, 6)
 
 
 # --- many clients, and faults ----------------------------------------------------------------------------------------------------

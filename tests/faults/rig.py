@@ -29,6 +29,7 @@ from pipeline.replay import replay
 from pipeline.sinks.catalog import install
 from pipeline.sinks.embedded import EmbeddedWarehouse
 from pipeline.sinks.open import open_warehouse
+from pipeline.sinks.revisions import in_force
 from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
 from schemas.rejects import RejectedRecord
@@ -67,14 +68,14 @@ def make_day(seed: int, users: int = 8000) -> Day:
     return day_of([Keyed(m.topic, m.key.decode(), m.value) for m in made])
 
 
-def day_of(messages: list[Keyed], too_late: Sequence[bytes] = ()) -> Day:
+def day_of(messages: list[Keyed], too_late: Sequence[bytes] = (), definitions: str = DEFINITIONS) -> Day:
     """What must come of these messages; `too_late` are those among them that come behind the allowed lateness."""
     late = Counter(too_late)
     known = {m.value: m for m in messages if m.value not in late and is_good(m.value)}
     bad = Counter(m.value for m in messages if m.value not in late and m.value not in known)
     warehouse = EmbeddedWarehouse("")
     try:
-        oracle = Oracle(warehouse.query, loads(DEFINITIONS), [(m.topic, m.value) for m in known.values()])
+        oracle = Oracle(warehouse.query, loads(definitions), [(m.topic, m.value) for m in known.values()])
         truth = (oracle.funnels(), oracle.retentions(), oracle.kpis())
     finally:
         warehouse.close()
@@ -104,6 +105,8 @@ class Rig:
     warehouse_url: str = ""
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     produced: int = 0
+    partitions: int = PARTITIONS
+    definitions: str = DEFINITIONS
 
     def __post_init__(self) -> None:
         self.random = random.Random(f"{SEED} {self.name}")
@@ -120,7 +123,7 @@ class Rig:
     @property
     def definitions_file(self) -> Path:
         path = self.folder / "shopstream.toml"
-        path.write_text(DEFINITIONS)
+        path.write_text(self.definitions)
         return path
 
     def prepare(self) -> None:
@@ -133,9 +136,9 @@ class Rig:
     def log(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("worker-*.log")))
 
-    def start(self, module: str = "pipeline.cli.main", **settings: str) -> subprocess.Popen[bytes]:
-        """One more worker process; `module` is what it runs."""
-        environment = os.environ | {
+    def environment(self, **settings: str) -> dict[str, str]:
+        """Of a command for this pipeline."""
+        return os.environ | {
             "SHOPSTREAM_BROKER": self.bootstrap,
             "SHOPSTREAM_APP_ID": self.topics.app_id,
             "SHOPSTREAM_CLICKSTREAM_TOPIC": self.topics.clickstream,
@@ -149,6 +152,10 @@ class Rig:
             **self.settings,
             **settings,
         }
+
+    def start(self, module: str = "pipeline.cli.main", **settings: str) -> subprocess.Popen[bytes]:
+        """One more worker process; `module` is what it runs."""
+        environment = self.environment(**settings)
         with (self.folder / f"worker-{len(self.workers):02d}.log").open("ab") as log:
             worker = subprocess.Popen([sys.executable, "-m", module, "worker"], env=environment, stdout=log, stderr=log)
         self.workers.append(worker)
@@ -159,7 +166,7 @@ class Rig:
         upto = round(share * len(self.day.messages))
         part, self.produced = self.day.messages[self.produced : upto], upto
         targets = {"clickstream": self.topics.clickstream, "orders": self.topics.orders}
-        asyncio.run(replay({"bootstrap_servers": self.bootstrap}, part, targets, PARTITIONS, lambda *_: None))
+        asyncio.run(replay({"bootstrap_servers": self.bootstrap}, part, targets, self.partitions, lambda *_: None))
 
     def produce_aside(self, share: float) -> None:
         """The same in the background, after what is already being sent there; `settle` waits for it."""
@@ -184,8 +191,7 @@ class Rig:
 
     def applied(self) -> int:
         """Events that the warehouse has heard to be applied."""
-        rows = self.warehouse.query('SELECT topic, "partition", argMax(applied, version) FROM progress GROUP BY topic, "partition"')
-        return sum(int(n) for *_, n in rows)
+        return int(self.warehouse.query("SELECT sum(applied) FROM current_progress")[0][0])
 
     def while_applying(self, least: int = 1) -> None:
         """Until at least so many events more are applied, and then a random moment longer."""
@@ -208,13 +214,11 @@ class Rig:
             thread.join()
         consumer = KafkaConsumer(bootstrap_servers=self.servers)
         try:
-            wanted = [TopicPartition(topic, p) for topic in self.topics.sources for p in range(PARTITIONS)]
 
             def done() -> bool:
-                ends = consumer.end_offsets(wanted)
-                rows = self.warehouse.query(
-                    'SELECT topic, "partition", argMax(next_offset, version) FROM progress GROUP BY topic, "partition"'
-                )
+                sources = self.topics.at(in_force(self.warehouse)).sources
+                ends = consumer.end_offsets([TopicPartition(topic, p) for topic in sources for p in range(self.partitions)])
+                rows = self.warehouse.query('SELECT topic, "partition", next_offset FROM current_progress')
                 reached = {(topic, int(p)): int(offset) for topic, p, offset in rows}
                 return all(reached.get((tp.topic, tp.partition), 0) >= end for tp, end in ends.items())
 
@@ -240,11 +244,7 @@ class Rig:
             ("funnel_report", "retention_report", "kpi_report"), reported(self.warehouse), self.day.truth, strict=True
         ):
             same(f"{kind} (SHOPSTREAM_TEST_SEED={SEED})", found, wanted)
-        columns = ("applied", "duplicates", "rejected", "too_late")
-        newest = ", ".join(f"argMax({c}, version) AS {c}_" for c in columns)
-        sums = self.warehouse.query(
-            f'SELECT {", ".join(f"sum({c}_)" for c in columns)} FROM (SELECT {newest} FROM progress GROUP BY topic, "partition")'
-        )
+        sums = self.warehouse.query("SELECT sum(applied), sum(duplicates), sum(rejected), sum(too_late) FROM current_progress")
         assert [int(n) for n in sums[0]] == [self.day.good, self.day.copies, self.day.bad.total() - self.day.too_late, self.day.too_late]
         rows = self.warehouse.query('SELECT topic, "partition", "offset", any(raw) FROM rejects GROUP BY topic, "partition", "offset"')
         assert Counter(raw if isinstance(raw, bytes) else raw.encode() for *_, raw in rows) == self.day.bad
@@ -253,7 +253,7 @@ class Rig:
         """Raw bytes of what was committed to the dead-letter topics."""
         consumer = KafkaConsumer(bootstrap_servers=self.servers, isolation_level="read_committed", auto_offset_reset="earliest")
         try:
-            tps = [TopicPartition(topic, p) for topic in self.topics.rejected for p in range(PARTITIONS)]
+            tps = [TopicPartition(topic, p) for topic in self.topics.rejected for p in range(self.partitions)]
             consumer.assign(tps)
             consumer.seek_to_beginning(*tps)
             ends = consumer.end_offsets(tps)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.backup import Archive, BackupError, Manifest, read_catalog, read_manifest, read_rows, read_state, verify
+from pipeline.backup import FORMAT, Archive, BackupError, Manifest, read_catalog, read_manifest, read_rows, read_state, verify
 from pipeline.definitions_file import load
 from pipeline.sinks import catalog, copy
 from pipeline.sinks.open import open_warehouse
@@ -19,7 +19,7 @@ STATE = [(b"snapshot", b"\x00\xff" * 10), (None, b"")]
 def archived(folder: Path) -> Manifest:
     archive = Archive(folder)
     archive.state(0, STATE)
-    manifest = Manifest(1, "shop", "clickstream", "orders", 1, [{"clickstream": 3}], {}, archive.files)
+    manifest = Manifest(FORMAT, "shop", "clickstream", "orders", 1, [{"clickstream": 3}], {}, archive.files, (0, 0, "", 0, False, 0))
     archive.finish(manifest)
     return manifest
 
@@ -75,8 +75,8 @@ def test_an_unfinished_or_unknown_backup_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path / "begun")
     archived(tmp_path / "saved")
     path = tmp_path / "saved" / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(BackupError, match="has format 2"):
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
+    with pytest.raises(BackupError, match="has format 99"):
         read_manifest(tmp_path / "saved")
     with pytest.raises(BackupError, match="overwrites nothing"):
         Archive(tmp_path / "saved")

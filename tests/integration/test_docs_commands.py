@@ -90,6 +90,9 @@ def test_every_command_of_the_page_works_as_it_stands(page: Path, place: Place, 
         environment |= place.settings(page, tmp_path)
         before = "shopstream topics\nshopstream migrate\n" + "shopstream worker\n" * (page.name == "compose.md")
         text = text.replace("trap end EXIT\n", "trap end EXIT\n" + before)
+    if page.name == "rebuild.md":
+        environment |= place.settings(page, tmp_path)
+        text = text.replace("trap end EXIT\n", "trap end EXIT\n" + SOMETHING_TO_LOSE)
     if page.name == "back-up-and-restore.md":
         environment |= place.settings(page, tmp_path)
         text = text.replace("trap end EXIT\n", "trap end EXIT\n" + SOMETHING_TO_LOSE).replace("/backups", str(tmp_path / "backups"))
@@ -133,6 +136,7 @@ WANTED = {
     "define-a-funnel.md": ["funnel lamps"],
     "add-a-kpi.md": ["searches_per_user", "kpi,window,window_start"],
     "add-an-event.md": [r"\d+ passed"],
+    "rebuild.md": ["revision 1 is in force", r"clickstream", "only revision 1 is left"],
     "back-up-and-restore.md": [r"saved 4 partitions, [1-9][\d,]+ rows", r"restored 4 partitions and [1-9][\d,]+ rows"],
 }
 """By page, what its output shows: that the commands did something."""

@@ -37,6 +37,9 @@ MIGRATOR = (
     + """
 assert warehouse.migrate()
 assert warehouse.migrate() == []
+assert warehouse.migrate(again=True)
+from pipeline.sinks.revisions import drop_others
+drop_others(warehouse, 0)
 refused("CREATE USER another HOST NONE")
 refused("CREATE DATABASE another")
 """
@@ -53,6 +56,10 @@ readings = {reading.metric.name for reading in questions(warehouse, definitions)
 assert {"shopstream_warehouse_rows", "shopstream_kpi"} <= readings, readings
 assert {finding.state for finding in [*_migrations(warehouse), *_warehouse_clock(warehouse), *_warehouse_disks(warehouse)]} == {"ok"}
 assert _warehouse_disks(warehouse)
+from pipeline.sinks import revisions
+one = revisions.Revision(1, 0, "plan", since=2_000_000_000_000)
+revisions.write(warehouse, one)
+revisions.keep_before(warehouse, definitions, one)
 refused("DROP TABLE kpi_cells")
 refused("ALTER TABLE kpi_cells DELETE WHERE 1")
 refused("CREATE TABLE another (a Int8) ENGINE = Memory")

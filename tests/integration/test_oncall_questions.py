@@ -64,7 +64,7 @@ def test_few_cells_are_read_of_millions(server: ClickHouseServer) -> None:
         "toUInt8(1 + number %% 2), toInt32(intDiv(number, 2) %% 100), toInt32(intDiv(number, 200)), 3, 0, 1 FROM system.numbers LIMIT 560000",
         {"version": definitions.funnels[0].version, "end": END},
     )
-    warehouse.query("INSERT INTO progress SELECT 'clickstream', 0, 1, %(end)s * toInt64(1000), 1, 0, 0, 0, 0, 1", {"end": END})
+    warehouse.query("INSERT INTO progress SELECT 'clickstream', 0, 1, %(end)s * toInt64(1000), 1, 0, 0, 0, 0, 1, 0", {"end": END})
     stored = [int(warehouse.query(f"SELECT count() FROM {table}")[0][0]) for table in ("kpi_cells", "funnel_cells")]
     assert sum(stored) > 2_500_000
     warehouse.close()

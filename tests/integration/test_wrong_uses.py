@@ -52,6 +52,14 @@ USES = [
     Use(f"run --warehouse {{new}} {FILES} --partitions four", 2, "valid int"),
     Use(f"run --warehouse {{new}} {FILES} --workers 1000", 2, f"--workers.*{MOST} 64"),
     Use(f"run --warehouse {{new}} {FILES} --partition 4", 2, "No such option.*--partitions"),
+    # rebuild
+    Use("rebuild", 2, "say --from earliest"),
+    Use("rebuild --from earliest --drop-old", 2, "say --from earliest"),
+    Use("rebuild --from soon", 2, "--from 'soon' is no date"),
+    Use("rebuild --from earliest --warehouse chdb://{folder}", 2, "embedded warehouse lets in one process"),
+    Use("rebuild --from earliest --definitions {wrong}", 2, "wrong.toml: .*funnel"),
+    Use("rebuild --from earliest --warehouse clickhouse://u@127.0.0.1:1/d", 1, "does not answer"),
+    Use("rebuild --drop-old --warehouse clickhouse://u@127.0.0.1:1/d", 1, "does not answer"),
     # demo, replay
     Use("demo --minutes 0", 2, f"--minutes.*{LEAST} 0.01"),
     Use("demo --minutes soon", 2, "valid number"),

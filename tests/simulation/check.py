@@ -83,7 +83,7 @@ def _check_accounts(world: World, worker: Worker, letters: Letters) -> None:
                 raise Wrong(f"{where}: {len(records)} records, accounted for {accounted}")
             if (buried := sum(n for place, n in letters.items() if place[:2] == (topic, number))) != accounted[2] + accounted[3]:
                 raise Wrong(f"{where}: {accounted[2:4]} rejected and too late, {buried} dead letters")
-            row = world.warehouse.newest["progress"].get((topic, number))
+            row = world.warehouse.newest["progress"].get((topic, number, 0))
             if records and (row is None or row[1][0] < records[-1].offset + 1 or row[1][2:] != accounted):
                 raise Wrong(f"{where}: accounted for {accounted} of {len(records)}, the warehouse's progress is {row}")
             rekeyed += accounted[4]

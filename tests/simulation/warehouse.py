@@ -15,12 +15,13 @@ KEYS: dict[str, tuple[str, ...]] = {
     "retention_cells": ("retention", "definition", "cohort_start", "segment", "period", "measure", "partition"),
     "kpi_cells": ("kpi", "definition", "window", "window_start", "dimension", "dimension_value", "currency", "bucket", "partition"),
     "rejects": ("topic", "partition", "offset", "reason"),
-    "progress": ("topic", "partition"),
+    "progress": ("topic", "partition", "revision"),
 }
-"""The sorting keys of schemas/migrations/0001_base_tables.sql."""
+"""The sorting keys of schemas/migrations."""
 
 Row = tuple[Any, ...]
 _KEY_AT = {table: [COLUMNS[table].index(column) for column in columns] for table, columns in KEYS.items()}
+_VERSION_AT = {table: COLUMNS[table].index("version") for table in KEYS}
 _REST_AT = {table: [i for i, column in enumerate(COLUMNS[table]) if column not in (*KEYS[table], "version")] for table in KEYS}
 
 
@@ -45,7 +46,7 @@ class MemoryWarehouse:
     def _merge(self, table: str, columns: dict[str, Any]) -> None:
         newest = self.newest[table]
         for row in rows_of(table, columns):
-            key, rest, version = tuple(row[i] for i in _KEY_AT[table]), tuple(row[i] for i in _REST_AT[table]), row[-1]
+            key, rest, version = tuple(row[i] for i in _KEY_AT[table]), tuple(row[i] for i in _REST_AT[table]), row[_VERSION_AT[table]]
             known = newest.get(key)
             if known is None or version > known[0]:
                 newest[key] = (version, rest)
@@ -54,7 +55,7 @@ class MemoryWarehouse:
 
     def version(self, partition: int) -> int:
         """The newest version in `progress` of a partition, 0 without any."""
-        return max((version for (_, number), (version, _) in self.newest["progress"].items() if number == partition), default=0)
+        return max((version for (_, number, _), (version, _) in self.newest["progress"].items() if number == partition), default=0)
 
 
 def rows_of(table: str, columns: dict[str, Any]) -> Iterator[Row]:

@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ("orders", 1, 3, "from_the_future", "ts is ahead", b"u1", b'{"event_id":"e"}', SHANGHAI_MIDNIGHT + DAY, 1),
             ("shopstream.rekeyed", 1, 9, "wrong_partition", "again", b"u1", b"{}", SHANGHAI_MIDNIGHT, 1),
         ),
-        **rows("progress", ("clickstream", 0, 7, watermark, 5, 1, 2, 0, 0, 1), ("orders", 1, 4, watermark, 2, 0, 2, 0, 0, 1)),
+        **rows("progress", ("clickstream", 0, 7, watermark, 5, 1, 2, 0, 0, 1, 0), ("orders", 1, 4, watermark, 2, 0, 2, 0, 0, 1, 0)),
     })  # fmt: skip
     warehouse.close()
     return path

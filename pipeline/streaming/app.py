@@ -93,6 +93,7 @@ class WorkerOptions:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0  # none
     stuck_seconds: float = 120.0  # 0: a worker that is stuck is told, not ended
+    standby_partitions: int = 0
 
 
 def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -> faust.App:
@@ -112,7 +113,7 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
         stream_buffer_maxsize=4,  # runs, not events
         stream_publish_on_commit=False,
         broker_session_timeout=options.session_seconds,
-        broker_heartbeat_interval=options.session_seconds / 4,
+        broker_heartbeat_interval=options.session_seconds / 8,  # the next one is how a member hears that the group rebalances
         broker_request_timeout=max(30.0, options.session_seconds * 2),
         broker_rebalance_timeout=60.0,
         broker_max_poll_interval=86_400.0,  # consumption waits while the warehouse is away
@@ -120,7 +121,9 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
         autodiscover=False,
     )
     client = {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()}
-    owner = app.tables.owner = Owner(client, definitions, options.topics, options.partition, options.accept_deleted)
+    owner = app.tables.owner = Owner(
+        client, definitions, options.topics, options.partition, options.accept_deleted, options.standby_partitions
+    )
     bind_agents(app, options.topics, owner)
     return app
 
@@ -230,6 +233,8 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
     await app.start()
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
     works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run()]
+    if options.standby_partitions:
+        works.append(flusher.owner.standbys.run())
     if options.stuck_seconds:
         works.append(LoopGuard(options.stuck_seconds).run())
     tasks = [asyncio.create_task(work) for work in works]

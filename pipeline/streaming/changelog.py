@@ -39,6 +39,7 @@ class Recovery:
     position: int = 0
     started: float = field(default_factory=time.monotonic)
     seconds: float | None = None  # once it is done
+    source: str = ""  # what the state was made from, in words
 
     @property
     def ratio(self) -> float:
@@ -93,8 +94,11 @@ def _noted(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Recovery) -> Records:
-    """Committed records (key, value) of a changelog partition, by position: markers have offsets too. Raises ChangelogError when all of them were deleted."""
+async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Recovery, offset: int | None = None) -> Records:
+    """Committed records (key, value) of a changelog partition, from `offset` or else all; by position, as markers have offsets too.
+
+    Raises ChangelogError when all of them were deleted, or what comes after `offset` is not there any more.
+    """
     consumer = aiokafka.AIOKafkaConsumer(
         **client,
         isolation_level="read_committed",
@@ -106,7 +110,10 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
         await consumer.start()
         consumer.assign([tp])
         recovery.end = (await consumer.end_offsets([tp]))[tp]
-        recovery.begin = recovery.position = (await consumer.beginning_offsets([tp]))[tp]
+        first = (await consumer.beginning_offsets([tp]))[tp]
+        if offset is not None and not first <= offset <= recovery.end:
+            raise ChangelogError(f"{tp.topic}[{tp.partition}] holds offsets {first} to {recovery.end}, it was read up to {offset}")
+        recovery.begin = recovery.position = first if offset is None else offset
         consumer.seek(tp, recovery.begin)
         records: Records = []
         moved = time.monotonic()
@@ -121,7 +128,7 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
     finally:
         await consumer.stop()
     reach("restore")
-    if recovery.end > 0 and not records and recovery.begin > 0:
+    if offset is None and recovery.end > 0 and not records and recovery.begin > 0:
         raise ChangelogError(
             f"{tp.topic}[{tp.partition}] held {recovery.end} records and all were deleted: the state is gone. "
             "Rebuild under another app id, into another database."

@@ -24,6 +24,7 @@ from pipeline.partition import BrakesOn, Options, Partition, Run
 from pipeline.sinks.warehouse import SinkRefused
 from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import TRANSACTION_SECONDS, Recovery, delete_before, fence, grew, read_to_end, stop_producer
+from pipeline.streaming.standby import Standbys
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
 from pipeline.topic_names import Topics
@@ -52,7 +53,13 @@ class Owner:
     """All partitions of one worker."""
 
     def __init__(
-        self, client: dict[str, Any], definitions: Definitions, topics: Topics, options: Options, accept_deleted: bool = False
+        self,
+        client: dict[str, Any],
+        definitions: Definitions,
+        topics: Topics,
+        options: Options,
+        accept_deleted: bool = False,
+        standby_partitions: int = 0,
     ) -> None:
         self.client = client  # aiokafka's bootstrap_servers and security arguments
         self.definitions = definitions
@@ -67,6 +74,7 @@ class Owner:
         self.recoveries: dict[int, Recovery] = {}
         self.rebalances = 0
         self.meter = Meter()
+        self.standbys = Standbys(client, topics, standby_partitions, self._empty, self.meter)
         self.consumer: Any = None  # the transport's, once it has been made
         self.sink_ready = asyncio.Event()  # cleared while consumption waits for the warehouse
         self.sink_ready.set()
@@ -95,6 +103,7 @@ class Owner:
         self.rebalances += 1
         self.wanted = wanted
         self.held = False
+        self.standbys.own(wanted)
         for number in set(self._takes) - wanted:
             self._takes.pop(number).cancel()
         for number in set(self.owned) - wanted:
@@ -163,20 +172,42 @@ class Owner:
         self.recoveries[number] = recovery = Recovery()
         producer = await fence(self.client, f"{self.topics.app_id}-{number}")  # so the changelog's end is the end
         try:
-            partition = Partition(number, await self._count_partitions(producer), self.definitions, self.topics, self.options)
-            records = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery)
-            if records:
-                await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
-            elif self.emptied is not None:
-                await self._begin_anew(self.emptied, number, recovery)
+            partitions = await self._count_partitions(producer)
+            partition = await self._from_standby(number, partitions, recovery) or await self._from_changelog(number, partitions, recovery)
         except BaseException:
             self._spawn(stop_producer(producer))
             raise
         self.owned[number] = Owned(partition, producer, Account(partition, self.meter))
         recovery.seconds = time.monotonic() - recovery.started
-        log.info(
-            "partition %d: taken over at %s, %d changelog records, %.2f s", number, partition.positions, len(records), recovery.seconds
-        )
+        log.info("partition %d: taken over at %s, %s, %.2f s", number, partition.positions, recovery.source, recovery.seconds)
+
+    async def _from_changelog(self, number: int, partitions: int, recovery: Recovery) -> Partition:
+        partition = self._empty(number, partitions)
+        records = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery)
+        recovery.source = f"{len(records)} changelog records"
+        if records:
+            await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
+        elif self.emptied is not None:
+            await self._begin_anew(self.emptied, number, recovery)
+        return partition
+
+    async def _from_standby(self, number: int, partitions: int, recovery: Recovery) -> Partition | None:
+        """None when there is no standby, or one that is not what the changelog says."""
+        standby = await self.standbys.hand_over(number)
+        if standby is None:
+            return None
+        try:
+            if standby.partition.partitions != partitions:
+                raise ChangelogError(f"it was made with {standby.partition.partitions} partitions, the topics have {partitions}")
+            rest = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery, standby.offset)
+            recovery.source = f"a standby and {len(rest)} changelog records"
+            return await asyncio.get_running_loop().run_in_executor(None, standby.take_over, rest)
+        except ChangelogError as error:
+            self.standbys.discarded(number, error)
+            return None
+
+    def _empty(self, number: int, partitions: int) -> Partition:
+        return Partition(number, partitions, self.definitions, self.topics, self.options)
 
     async def _begin_anew(self, emptied: Callable[[int], Coroutine[Any, Any, None]], number: int, recovery: Recovery) -> None:
         try:

@@ -63,6 +63,9 @@ class WorkerState:
         yield Reading(m.READY, self.readiness().good)
         yield Reading(m.OWNED, len(owner.owned))
         yield Reading(m.RECOVERING, len(owner.taking))
+        yield Reading(m.STANDBYS, len(owner.standbys.following))
+        for number, lag in owner.standbys.lags.items():
+            yield Reading(m.STANDBY_LAG, lag, (str(number),))
         yield Reading(m.REBALANCES, owner.rebalances)
         yield Reading(m.SINK_WAITING, not owner.sink_ready.is_set())
         newest = max((owned.account.sunk_event for owned in owner.owned.values()), default=NO_WATERMARK)
@@ -102,7 +105,8 @@ class WorkerState:
             return State(False, f"restoring: partitions {', '.join(map(str, taking))} are being taken over", {"recovery": ratios})
         if waiting := sorted(number for number, owned in owner.owned.items() if not owned.joined):
             return State(False, f"partitions {', '.join(map(str, waiting))} are not read yet")
-        return State(True, f"owns {len(owner.owned)} partitions", {"partitions": sorted(owner.owned)})
+        standbys = {str(number): lag for number, lag in sorted(owner.standbys.lags.items())}
+        return State(True, f"owns {len(owner.owned)} partitions", {"partitions": sorted(owner.owned), "standby_lag": standbys})
 
 
 def _totals(labels: tuple[str, str], state: TopicState) -> Iterator[Reading]:

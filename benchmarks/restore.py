@@ -60,6 +60,8 @@ def chunks(users: int) -> Iterator[list[list[RawRecord]]]:
 async def write(client: dict[str, Any], definitions: Definitions, users: int, least: int) -> list[Partition]:
     """The changelog of all partitions after at least so many events; returns them as they are at its end."""
     partitions = [Partition(number, PARTITIONS, definitions, TOPICS, Options()) for number in range(PARTITIONS)]
+    for partition in partitions:
+        partition.idle.add(TOPICS.orders)  # nothing comes there
     producers = [await fence(client, f"{TOPICS.app_id}-{number}") for number in range(PARTITIONS)]
     for i, parts in enumerate(chunks(users)):
         for partition, producer, records in zip(partitions, producers, parts, strict=True):
@@ -112,10 +114,9 @@ def main(users: int = 1_000_000, each: int = 6) -> None:
         with console.status(f"writing the changelog of {users * each:,} events or some more"):
             written = asyncio.run(write(client, definitions, users, users * each))
         snapshots, deltas = (sum(sizes) for sizes in zip(*(p.changelog_bytes for p in written), strict=True))
-        rows = sum(len(p.board.users) for p in written)
-        console.print(
-            f"{users * each:,} events, {rows:,} users; snapshots {snapshots >> 20} MB, deltas since {deltas >> 20} MB", highlight=False
-        )
+        users_, applied = sum(len(p.board.users) for p in written), sum(p.states[TOPICS.clickstream].applied for p in written)
+        sizes = f"snapshots {snapshots >> 20} MB, deltas since {deltas >> 20} MB"
+        console.print(f"{applied:,} events, {users_:,} users; {sizes}", highlight=False)
         for round_ in range(3):
             restored, wall, cpu = asyncio.run(take_over(client, definitions))
             assert same(restored, written)

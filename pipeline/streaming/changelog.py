@@ -27,6 +27,7 @@ log = logging.getLogger("shopstream.changelog")
 TRANSACTION_SECONDS = 60
 STOP_SECONDS = 5
 STALL_SECONDS = 60
+POLL_MS = 50  # markers at the end are passed without a word: whether there is more to read is seen at the next poll
 Records = list[tuple[bytes | None, bytes | None]]
 
 
@@ -118,7 +119,7 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
         records: Records = []
         moved = time.monotonic()
         while recovery.position < recovery.end:
-            for found in (await consumer.getmany(tp, timeout_ms=1000)).values():
+            for found in (await consumer.getmany(tp, timeout_ms=POLL_MS)).values():
                 records.extend((record.key, record.value) for record in found if record.offset < recovery.end)
             before, recovery.position = recovery.position, await consumer.position(tp)
             if recovery.position > before:

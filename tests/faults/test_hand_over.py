@@ -29,6 +29,7 @@ def hand_over(rig: Rig) -> float:
     rig.while_applying(5000)
     workers[rig.random.randrange(2)].kill()
     killed = time.monotonic()
+    print("KILL", time.strftime("%H:%M:%S"), time.time() % 1)
     time.sleep(1)  # for inserts on their way
     before = newest_versions(rig)
     assert len(before) == PARTITIONS

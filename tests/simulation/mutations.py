@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,7 @@ import numpy as np
 from pipeline.changelog import ChangelogError, NamedArrays, Part
 from pipeline.partition import Flush, OutRecord, Partition, Run, TopicState, _Delta
 from pipeline.sinks.warehouse import SinkUnavailable
+from pipeline.streaming.standby import Standby
 from schemas.rows import Rows
 from tests.simulation.case import TOPICS
 from tests.simulation.log import Fenced, Log, Producer
@@ -89,7 +91,7 @@ class FenceAfterReading(Worker):
         while True:
             try:
                 records = yield from self.read_changelog(number)
-                return (yield from self.fence(number)), records
+                return (yield from self.fence(number)), records, None
             except NoReply:
                 pass
 
@@ -126,12 +128,31 @@ class NotReadToTheEnd(Worker):
         return super().changelog_end(number) - 2  # the record and its marker
 
 
+class StandbyAsItIs(Worker):
+    """A standby takes over without what came since it last read."""
+
+    def from_standby(self, standby: Standby, rest: Records) -> Partition | None:
+        return super().from_standby(standby, [])
+
+
+class StandbyUncommitted(Worker):
+    """A standby follows what was aborted, too."""
+
+    def follow(self, number: int, most: int) -> bool:
+        read = self.log.read
+        self.log.read = partial(read, committed=False)  # type: ignore[method-assign]
+        try:
+            return super().follow(number, most)
+        finally:
+            self.log.read = read  # type: ignore[method-assign]
+
+
 class ReadUncommitted(Worker):
     """The changelog is read with what was aborted."""
 
-    def read_changelog(self, number: int) -> Steps:
+    def read_changelog(self, number: int, offset: int | None = None) -> Steps:
         yield Request("read changelog", lambda _: None)
-        found, _ = self.log.read(TOPICS.changelog, number, 0, committed=False)
+        found, _ = self.log.read(TOPICS.changelog, number, offset or 0, committed=False)
         return [(record.key, record.value) for record in found]
 
 
@@ -404,7 +425,7 @@ MUTATIONS: dict[str, Breakage] = {
         (worker.__doc__ or "").rstrip("."): Breakage(worker)
         for worker in (
             PositionApart, PositionAfterAwait, SinkBeforeCommit, CommitTakenForGranted, FenceAfterReading, HeldStateTrusted, NotReadToTheEnd,
-            ReadUncommitted, SeekOneFurther, SeekUnchecked, StaleRunsOffered, RejectsApart, NoTransaction, DeletedBeforeCommit, DeletedTooFar,
+            StandbyAsItIs, StandbyUncommitted, ReadUncommitted, SeekOneFurther, SeekUnchecked, StaleRunsOffered, RejectsApart, NoTransaction, DeletedBeforeCommit, DeletedTooFar,
             SunkWithoutReply, OnlyNewRows, SentOnce, VersionFromProcess, VersionFromClock, Increments, ReplaySkipsDelta, DuplicatesForgotten,
             OneWatermark, RejectsForgotten, FlushNumberRepeated,
         )

@@ -29,7 +29,6 @@ def hand_over(rig: Rig) -> float:
     rig.while_applying(5000)
     workers[rig.random.randrange(2)].kill()
     killed = time.monotonic()
-    print("KILL", time.strftime("%H:%M:%S"), time.time() % 1)
     time.sleep(1)  # for inserts on their way
     before = newest_versions(rig)
     assert len(before) == PARTITIONS
@@ -49,3 +48,4 @@ def test_killed_workers_partitions_are_live_on_the_other(build: Build, settings:
     assert took < seconds * BUSY
     rig.produce_aside(1)
     rig.finish()
+    assert ("a standby and" in rig.log) == ("SHOPSTREAM_STANDBY_PARTITIONS" in settings)

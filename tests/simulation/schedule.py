@@ -16,7 +16,7 @@ from tests.simulation.world import IN_PART, NOT_DONE, REPLIED, REPLY_LOST, STILL
 
 WEIGHTS = {
     "go": 36, "read": 14, "produce": 4, "flush": 9, "feed": 5, "fetch": 2, "offer": 3, "look": 2, "mark": 2, "land": 1.5,
-    "start": 4, "crash": 0.8, "sleep": 0.7, "wake": 1.5, "hold": 0.4, "assign": 1.2, "time_out": 0.2, "idle": 1, "follow": 5,
+    "start": 4, "crash": 0.8, "sleep": 0.7, "wake": 1.5, "hold": 0.4, "assign": 1.2, "time_out": 0.2, "idle": 1, "follow": 8,
 }  # fmt: skip
 KINDS, HEAVY = tuple(WEIGHTS), tuple(accumulate(WEIGHTS.values()))
 DRAWS_A_STEP = 3  # most draws are not possible at the moment

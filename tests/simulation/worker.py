@@ -169,11 +169,14 @@ class Worker:
             try:
                 producer = yield from self.fence(number)
                 standby = self.standbys.pop(number, None)
-                if standby is not None and not self.log.start(TOPICS.changelog, number) <= standby.offset <= self.changelog_end(number):
+                if standby is not None and not self.fits(standby, number):
                     standby = None
                 return producer, (yield from self.read_changelog(number, standby.offset if standby else None)), standby
             except NoReply:
                 pass
+
+    def fits(self, standby: Standby, number: int) -> bool:
+        return standby.offset > 0 and self.log.start(TOPICS.changelog, number) <= standby.offset <= self.changelog_end(number)
 
     def fence(self, number: int) -> Steps:
         return (yield Request(f"start producer {number}", lambda _: self.log.start_producer(transactional_id(number))))

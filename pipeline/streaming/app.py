@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import faust
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import InvalidSessionTimeoutError, KafkaConnectionError
 from faust.types.auth import AuthProtocol
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
@@ -230,20 +230,23 @@ async def _work(app: faust.App, options: WorkerOptions, flusher: Flusher, feeder
             await asyncio.wait_for(flusher.flush(), REVOKED_SECONDS)
 
     app.finalize()
-    await app.start()
+    crash = asyncio.create_task(_crashed(app, options.session_seconds))
+    starting = asyncio.create_task(app.start())
+    await asyncio.wait([starting, crash], return_when=asyncio.FIRST_COMPLETED)  # it starts for ever when the group refuses it
+    if crash.done():
+        _end_for(crash.exception())
+    await starting
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run()]
+    works = [flusher.run(), feeder.run(), watchdog.run()]
     if options.standby_partitions:
         works.append(flusher.owner.standbys.run())
     if options.stuck_seconds:
         works.append(LoopGuard(options.stuck_seconds).run())
-    tasks = [asyncio.create_task(work) for work in works]
+    tasks = [crash, *(asyncio.create_task(work) for work in works)]
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stopping}:
-        error = task.exception()
-        remedy = "; nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again" * isinstance(error, SinkRefused)
-        end_process(f"the worker ends: {error if remedy else repr(error)}{remedy}", error)
+        _end_for(task.exception())
     log.info("stopping: last flush")
     try:
         await asyncio.wait_for(_stop(app, tasks, flusher, feeder, options.stop_sink_seconds), STOP_SECONDS)
@@ -275,9 +278,32 @@ async def _meet_kafka(options: WorkerOptions) -> None:
         raise TopicsError(f"there is no topic {', '.join(sorted(missing))} at {options.bootstrap}: create them with `shopstream topics`")
 
 
-async def _crashed(app: faust.App) -> None:
-    """Ends with an error as soon as a service of Faust's has crashed."""
-    while not app.crashed:  # noqa: ASYNC110  Faust tells nobody
+def _end_for(error: BaseException | None) -> None:
+    """Something that runs for ever has ended."""
+    if isinstance(error, SinkRefused):
+        end_process(
+            f"the worker ends: {error}; nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again", error
+        )
+    if isinstance(error, GroupRefused):
+        end_process(f"the worker ends: {error}")
+    end_process(f"the worker ends: {error!r}", error)
+
+
+class GroupRefused(Exception):
+    """The consumer group does not take this worker; the message says what to do."""
+
+
+async def _crashed(app: faust.App, session_seconds: float) -> None:
+    """Ends with an error as soon as a service of Faust's has crashed, or the group has refused this worker for good."""
+    while not app.crashed:
+        if (error := app.consumer.refusal) is not None:
+            remedy = (
+                f"the broker allows no session of {session_seconds:g} s. Raise SHOPSTREAM_SESSION_SECONDS (6 is allowed everywhere), or set "
+                "group.min.session.timeout.ms on every broker."
+            )
+            raise GroupRefused(
+                remedy if isinstance(error, InvalidSessionTimeoutError) else f"the consumer group refuses this worker: {error!r}"
+            )
         await asyncio.sleep(0.2)
     raise RuntimeError(f"Faust crashed: {app.crash_reason!r}")
 

@@ -7,7 +7,7 @@ At every commit the changelog says exactly *state after the events before the po
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +30,10 @@ HELD_BACK = 1
 
 REPLAYED_AT_ONCE = 20_000
 """Events of deltas that a restore applies as one batch."""
+DELTA_COST = 15
+"""How much longer a byte of a delta takes to replay than one of a snapshot to load."""
+Progress = Callable[[float], None]
+"""Hears the share done, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +343,7 @@ class Partition:
 
     @property
     def snapshot_after(self) -> int:
-        """Bytes of deltas after which a snapshot is due. To replay one takes fifteen times as long as to load one of a snapshot, which bounds a restore."""
+        """Bytes of deltas after which a snapshot is due. It bounds a restore."""
         return max(self.options.snapshot_bytes, self._snapshot_bytes // 6)
 
     def _deltas_outgrew(self) -> bool:
@@ -386,15 +390,15 @@ class Partition:
 
     # --- restore --------------------------------------------------------------------------------------------------------
 
-    def restore(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
+    def restore(self, records: Iterable[tuple[bytes | None, bytes | None]], progress: Progress | None = None) -> None:
         """Take over from all of the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError."""
         reader = Reader()
         reader.read(records)
         reader.end()
-        self.follow(reader.take())
+        self.follow(reader.take(), progress)
         self.resume()
 
-    def follow(self, entries: Sequence[Entry]) -> None:
+    def follow(self, entries: Sequence[Entry], progress: Progress | None = None) -> None:
         """Become what the owner was after these entries of the changelog, which follow those of the last call. Raises ChangelogError.
 
         Small deltas are replayed together, which takes less time, as far as the sink has confirmed them. After that each has its own version to stamp:
@@ -402,7 +406,12 @@ class Partition:
         """
         waiting: list[_Delta] = []
         confirmed = self._confirmed(entries)
-        for entry in entries:
+        costs = [len(entry.data) * (1 if entry.snapshot else DELTA_COST) for entry in entries]
+        done, total = 0, sum(costs)
+        for entry, cost in zip(entries, costs, strict=True):
+            if progress is not None:
+                progress(done / total)
+            done += cost
             meta, arrays = unpack(entry.data, _Meta)
             if entry.snapshot:
                 self._load(entry.flush, meta, arrays)

@@ -31,6 +31,10 @@ POLL_MS = 50  # markers at the end are passed without a word: whether there is m
 Records = list[tuple[bytes | None, bytes | None]]
 
 
+READING = 0.1
+"""Share of a restore's time that goes into reading; the rest goes into loading and replaying what was read."""
+
+
 @dataclass(slots=True)
 class Recovery:
     """How far the restore of a partition is; offsets of its changelog."""
@@ -38,14 +42,35 @@ class Recovery:
     begin: int = 0
     end: int = 0
     position: int = 0
+    applied: float = 0.0  # share of what was read, 0 to 1
     started: float = field(default_factory=time.monotonic)
     seconds: float | None = None  # once it is done
     source: str = ""  # what the state was made from, in words
 
     @property
     def ratio(self) -> float:
-        """Share read, 0 to 1."""
-        return 1.0 if self.position >= self.end else (self.position - self.begin) / (self.end - self.begin)
+        """Share done, 0 to 1."""
+        if self.seconds is not None:
+            return 1.0
+        if not self.end:
+            return 0.0  # the changelog's end is not known yet
+        read = 1.0 if self.position >= self.end else (self.position - self.begin) / (self.end - self.begin)
+        return READING * read + (1 - READING) * self.applied
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that it took, so far while it goes on."""
+        return time.monotonic() - self.started if self.seconds is None else self.seconds
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that it will take still, by what is done; None when that can't be said yet or it is over."""
+        done = self.ratio
+        return self.elapsed * (1 - done) / done if self.seconds is None and done else None
+
+    def applying(self, share: float) -> None:
+        """So much of what was read has been applied."""
+        self.applied = share
 
 
 async def fence(client: dict[str, Any], transactional_id: str) -> Any:

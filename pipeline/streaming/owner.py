@@ -186,7 +186,7 @@ class Owner:
         records = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery)
         recovery.source = f"{len(records)} changelog records"
         if records:
-            await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
+            await asyncio.get_running_loop().run_in_executor(None, partition.restore, records, recovery.applying)
         elif self.emptied is not None:
             await self._begin_anew(self.emptied, number, recovery)
         return partition

@@ -101,8 +101,12 @@ class WorkerState:
         if owner.held:
             return State(False, "the group rebalances")
         if taking := sorted(owner.taking):
-            ratios = {str(n): round(owner.recoveries[n].ratio, 3) if n in owner.recoveries else 0.0 for n in taking}
-            return State(False, f"restoring: partitions {', '.join(map(str, taking))} are being taken over", {"recovery": ratios})
+            going_on = {str(n): owner.recoveries[n] for n in taking if n in owner.recoveries}
+            details = {
+                "recovery": {number: round(recovery.ratio, 3) for number, recovery in going_on.items()},
+                "remaining_seconds": {number: round(r.remaining, 1) for number, r in going_on.items() if r.remaining is not None},
+            }
+            return State(False, f"restoring: partitions {', '.join(map(str, taking))} are being taken over", details)
         if waiting := sorted(number for number, owned in owner.owned.items() if not owned.joined):
             return State(False, f"partitions {', '.join(map(str, waiting))} are not read yet")
         standbys = {str(number): lag for number, lag in sorted(owner.standbys.lags.items())}
@@ -128,13 +132,10 @@ def _recoveries(owner: Owner) -> Iterator[Reading]:
     for number, recovery in owner.recoveries.items():
         if number not in owner.wanted:
             continue
-        going_on = recovery.seconds is None
-        seconds = time.monotonic() - recovery.started if recovery.seconds is None else recovery.seconds
-        ratio = recovery.ratio if recovery.end or not going_on else 0.0  # 0 of 0: the changelog's end is not known yet
-        yield Reading(m.RECOVERY_RATIO, ratio, (str(number),))
-        yield Reading(m.RECOVERY_SECONDS, seconds, (str(number),))
-        if going_on and ratio > 0:
-            yield Reading(m.RECOVERY_REMAINING, seconds * (1 - ratio) / ratio, (str(number),))
+        yield Reading(m.RECOVERY_RATIO, recovery.ratio, (str(number),))
+        yield Reading(m.RECOVERY_SECONDS, recovery.elapsed, (str(number),))
+        if (remaining := recovery.remaining) is not None:
+            yield Reading(m.RECOVERY_REMAINING, remaining, (str(number),))
 
 
 def _partition(number: str, owned: Owned) -> Iterator[Reading]:

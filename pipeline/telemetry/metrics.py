@@ -206,7 +206,11 @@ UNSUNK_FLUSHES = Metric(
 OWNED = Metric("shopstream_partitions_owned", "gauge", "partitions", "Partitions taken over and held.")
 RECOVERING = Metric("shopstream_partitions_recovering", "gauge", "partitions", "Partitions assigned and not taken over yet.")
 RECOVERY_RATIO = Metric(
-    "shopstream_recovery_progress_ratio", "gauge", "ratio", "Share of its changelog that a partition has read, 0 to 1.", (PARTITION,)
+    "shopstream_recovery_progress_ratio",
+    "gauge",
+    "ratio",
+    "Share of its restore that a partition is done with, read and applied, 0 to 1.",
+    (PARTITION,),
 )
 RECOVERY_SECONDS = Metric(
     "shopstream_recovery_seconds", "gauge", "seconds", "Duration of the last take-over, so far while it goes on.", (PARTITION,)

@@ -112,7 +112,12 @@ def test_restart_from_the_changelog_is_the_same_state() -> None:
     assert [f.snapshot for f in flushes] == [True, False]
 
     second = partition()
-    second.restore(changelog(*flushes))
+    told: list[float] = []
+    second.restore(changelog(*flushes), told.append)
+    assert told[0] == 0
+    assert told == sorted(told)
+    assert len(told) == 2
+    assert told[-1] < 1
     assert values(second) == values(first)
     assert second.positions == first.positions
     assert second.watermark == first.watermark

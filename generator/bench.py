@@ -30,10 +30,12 @@ def zipf_users(rng: np.random.Generator, n: int, users: int, exponent: float = E
     return scattered if np.gcd(2_654_435_761, users) == 1 else ranks
 
 
-def events(n: int, users: int, seed: int = 1, start_ms: int = START_MS, span_ms: int = 3_600_000) -> tuple[list[bytes], list[bytes]]:
+def events(
+    n: int, users: int, seed: int = 1, start_ms: int = START_MS, span_ms: int = 3_600_000, exponent: float = EXPONENT
+) -> tuple[list[bytes], list[bytes]]:
     """(keys, values) of `n` events whose ts rise evenly over `span_ms` with a jitter of 5 s; event ids never repeat within a seed."""
     rng = np.random.default_rng(seed)
-    user = zipf_users(rng, n, users)
+    user = zipf_users(rng, n, users, exponent)
     ts = start_ms + np.arange(n, dtype=np.int64) * span_ms // max(n, 1) + rng.integers(0, 5000, n)
     which = rng.choice(len(NAMES), n, p=np.array([weight for _, weight in NAMES]))
     rows = np.empty((n, EVENT_BYTES), np.uint8)

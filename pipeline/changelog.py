@@ -2,13 +2,14 @@
 
 A record is a part of a delta or a snapshot: key `delta` or `snapshot`, value `Part`. The parts of one flush follow each other (one producer, one
 transaction). A delta carries the columns accepted since the last flush; a snapshot carries the whole state and makes everything before it
-unnecessary. The first flush of a partition is a snapshot. `pipeline.partition` calls `pack`, and `Reader` on a restore.
+unnecessary. The first flush of a partition is a snapshot. `pipeline.partition` calls `pack`, and `Reader` on a restore;
+`pipeline.streaming.standby` goes on reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -73,8 +74,7 @@ def pack(key: bytes, flush: int, meta: Any, arrays: NamedArrays, level: int = 1)
 def unpack(data: bytes, meta_type: type[T]) -> tuple[T, NamedArrays]:
     """The meta and the arrays that `pack` was given."""
     decompress = zstandard.ZstdDecompressor().decompress
-    at = 4 + int.from_bytes(data[:4], "little")
-    head = _decode_head(decompress(data[4:at]))
+    head, at = _head(data)
     arrays: NamedArrays = {}
     for item in head.arrays:
         raw = decompress(data[at : at + item.packed])
@@ -87,12 +87,31 @@ class Sealed(Exception):
     """The partition has gone over to another revision: nobody may go on with this changelog."""
 
 
+def unpack_meta(data: bytes, meta_type: type[T]) -> T:
+    """The meta alone."""
+    return msgspec.msgpack.decode(_head(data)[0].meta, type=meta_type)
+
+
+def _head(data: bytes) -> tuple[_Head, int]:
+    """The head and where the first array's frame begins."""
+    at = 4 + int.from_bytes(data[:4], "little")
+    return _decode_head(zstandard.ZstdDecompressor().decompress(data[4:at])), at
+
+
+class Entry(NamedTuple):
+    """A whole delta or snapshot as it was packed."""
+
+    snapshot: bool
+    flush: int
+    data: bytes
+
+
 class Reader:
-    """Gathers parts in log order; afterwards `snapshot` is the newest whole one, `deltas` those after it, by flush number."""
+    """Gathers parts, in log order and in as many pieces as one likes, into entries that follow each other without a gap."""
 
     def __init__(self) -> None:
-        self.snapshot: tuple[int, bytes] | None = None
-        self.deltas: list[tuple[int, bytes]] = []
+        self._newest: int | None = None  # flush number of the newest whole entry
+        self._entries: list[Entry] = []
         self._parts: list[Part] = []
 
     def read(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
@@ -117,16 +136,23 @@ class Reader:
             if len(self._parts) == part.count:
                 self._whole(key, part.flush, b"".join(p.data for p in self._parts))
                 self._parts = []
+
+    def take(self) -> list[Entry]:
+        """What became whole since the last call: the newest snapshot among it and what follows."""
+        entries, self._entries = self._entries, []
+        return entries
+
+    def end(self) -> None:
+        """Nothing more comes. Raises ChangelogError when the last flush is not whole."""
         if self._parts:
             raise ChangelogError(f"flush {self._parts[0].flush} is not whole. {REMEDY}")
 
     def _whole(self, key: bytes, flush: int, data: bytes) -> None:
         if key == SNAPSHOT:
-            self.snapshot, self.deltas = (flush, data), []
-            return
-        if self.snapshot is None:
+            self._entries = []
+        elif self._newest is None:
             raise ChangelogError(f"flush {flush} comes before any snapshot: the head of the changelog is gone. {REMEDY}")
-        last = self.deltas[-1][0] if self.deltas else self.snapshot[0]
-        if flush != last + 1:
-            raise ChangelogError(f"flush {flush} follows {last}: a part of the changelog is gone. {REMEDY}")
-        self.deltas.append((flush, data))
+        elif flush != self._newest + 1:
+            raise ChangelogError(f"flush {flush} follows {self._newest}: a part of the changelog is gone. {REMEDY}")
+        self._newest = flush
+        self._entries.append(Entry(key == SNAPSHOT, flush, data))

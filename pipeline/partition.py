@@ -7,7 +7,7 @@ At every commit the changelog says exactly *state after the events before the po
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, NamedArrays, Reader, pack, unpack
+from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, Entry, NamedArrays, Reader, pack, unpack, unpack_meta
 from pipeline.columns import I64, Columns
 from pipeline.decode import ORIGIN_HEADER, REKEYED_HEADER, Decoded, Decoder, Record, Reject
 from pipeline.definitions import Definitions
@@ -29,6 +29,13 @@ NO_WATERMARK = -1
 HELD_BACK = 1
 """Watermark (ms) in `progress` of a partition with events, one of whose topics has shown none yet: nothing in the reports is final."""
 
+REPLAYED_AT_ONCE = 20_000
+"""Events of deltas that a restore applies as one batch."""
+DELTA_COST = 15
+"""How much longer a byte of a delta takes to replay than one of a snapshot to load."""
+Progress = Callable[[float], None]
+"""Hears the share done, 0 to 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -37,7 +44,7 @@ class Options:
     max_message_bytes: int = 1 << 20
     brake_ratio: float = 0.5
     brake_records: int = 1000
-    snapshot_bytes: int = 32 << 20  # a snapshot is due when the deltas since the last one exceed this and half its own size
+    snapshot_bytes: int = 10 << 20  # a snapshot is due when the deltas since the last one exceed this and a sixth of its own size
     rows_since_ms: int = 0  # rows of windows that start before it are not sent: a rebuild has left them as they were
 
 
@@ -121,6 +128,16 @@ class _Pending:
     rejects: list[Letter] = field(default_factory=list)
     rekeyed: list[OutRecord] = field(default_factory=list)
     moved: bool = False
+
+
+class _Delta(NamedTuple):
+    n: int
+    meta: _Meta
+    arrays: NamedArrays
+
+    @property
+    def events(self) -> int:
+        return len(self.arrays.get("ts", ()))
 
 
 class _Captured(NamedTuple):
@@ -298,7 +315,7 @@ class Partition:
 
     # --- beside another revision ----------------------------------------------------------------------------------------
 
-    def follow(self, held: bool) -> None:
+    def begin_beside(self, held: bool) -> None:
         """Begin beside the revision in force: its dead letters are in the topics already. held: until `release` no event is too old."""
         self.following, self.held = True, held
 
@@ -387,8 +404,13 @@ class Partition:
         self._snapshot_due = self._deltas_outgrew()
         return records
 
+    @property
+    def snapshot_after(self) -> int:
+        """Bytes of deltas after which a snapshot is due. It bounds a restore."""
+        return max(self.options.snapshot_bytes, self._snapshot_bytes // 6)
+
     def _deltas_outgrew(self) -> bool:
-        return self._delta_bytes > max(self.options.snapshot_bytes, self._snapshot_bytes // 2)
+        return self._delta_bytes > self.snapshot_after
 
     def _capture(self, n: int) -> None:
         rows = self.board.cells.above(self.sunk_flush)
@@ -436,30 +458,60 @@ class Partition:
     # --- restore --------------------------------------------------------------------------------------------------------
 
     @step()
-    def restore(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
-        """Take over from the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError and Sealed."""
+    def restore(self, records: Iterable[tuple[bytes | None, bytes | None]], progress: Progress | None = None) -> None:
+        """Take over from all of the changelog's records (key, value), in offset order, before any offer. Raises ChangelogError and Sealed."""
         reader = Reader()
         reader.read(records)
-        if reader.snapshot is None:
+        reader.end()
+        self.follow(reader.take(), progress)
+        self.resume()
+
+    def follow(self, entries: Sequence[Entry], progress: Progress | None = None) -> None:
+        """Become what the owner was after these entries of the changelog, which follow those of the last call. Raises ChangelogError.
+
+        Small deltas are replayed together, which takes less time, as far as the sink has confirmed them. After that each has its own version to stamp:
+        a cell that one of them raises and the next one lowers again must be sent again.
+        """
+        waiting: list[_Delta] = []
+        confirmed = self._confirmed(entries)
+        costs = [len(entry.data) * (1 if entry.snapshot else DELTA_COST) for entry in entries]
+        done, total = 0, sum(costs)
+        for entry, cost in zip(entries, costs, strict=True):
+            if progress is not None:
+                progress(done / total)
+            done += cost
+            meta, arrays = unpack(entry.data, _Meta)
+            if entry.snapshot:
+                self._load(entry.flush, meta, arrays)
+                self._snapshot_bytes, self._delta_bytes = len(entry.data), 0
+                continue
+            if waiting and (entry.flush > confirmed or sum(delta.events for delta in waiting) >= REPLAYED_AT_ONCE):
+                self._replay(waiting)
+                waiting = []
+            waiting.append(_Delta(entry.flush, meta, arrays))
+            self._delta_bytes += len(entry.data)
+        if waiting:
+            self._replay(waiting)
+
+    @staticmethod
+    def _confirmed(entries: Sequence[Entry]) -> int:
+        """The newest flush that the sink is known to have."""
+        return unpack_meta(entries[-1].data, _Meta).sunk if entries else 0
+
+    def resume(self) -> None:
+        """The changelog has been followed to its end: go on from there as its owner. Nothing happens when it was empty."""
+        if not self.flushed:
             return
-        self.flushed, data = reader.snapshot
-        meta, arrays = unpack(data, _Meta)
-        self._load(meta, arrays)
         known = self.board.generations
-        for n, data in reader.deltas:
-            meta, arrays = unpack(data, _Meta)
-            self._replay(n, meta, arrays)
-            self.flushed = n
-        generations = next_generations(self.board.generations, self.definitions)
-        if generations != self.board.generations:
+        generations = next_generations(known, self.definitions)
+        if generations != known:
             self._upgrade(generations)
-        self._snapshot_bytes, self._delta_bytes = len(reader.snapshot[1]), sum(len(data) for _, data in reader.deltas)
         self._snapshot_due = generations != known or self._deltas_outgrew()
         self._strings_logged, self._users_logged = len(self.board.strings), len(self.board.users)
         self._capture(self.flushed)
         self._sendable, self._captured = self._captured, None
 
-    def _load(self, meta: _Meta, arrays: NamedArrays) -> None:
+    def _load(self, n: int, meta: _Meta, arrays: NamedArrays) -> None:
         parts: dict[str, NamedArrays] = {}
         for name, array in arrays.items():
             owner, _, key = name.partition("/")
@@ -469,20 +521,29 @@ class Partition:
         self._start(board)
         self._adopt(meta)
         self._rejects = meta.rejects
+        self.flushed = n
 
-    def _replay(self, n: int, meta: _Meta, arrays: NamedArrays) -> None:
-        self.board.strings.extend(meta.strings)
-        if arrays:
-            user, new = arrays.pop("user_index"), arrays.pop("new_users")
-            if len(new) and int(self.board.users.resolve(new)[0]) != len(self.board.users) - len(new):
-                raise ChangelogError(f"flush {n}: its new users do not follow the known ones")
-            columns = Columns(user=self.board.users.keys[user], **arrays)
-            self.board.seen.remember(columns.event_id, columns.ts)
-            self.board.apply(columns, user)
-        self.board.expire(meta.horizon)
-        self.board.cells.stamp(n)
-        self._adopt(meta)
-        self._rejects += meta.rejects
+    def _replay(self, deltas: Sequence[_Delta]) -> None:
+        board, parts, users = self.board, [], []
+        for n, meta, arrays in deltas:
+            board.strings.extend(meta.strings)
+            if arrays:
+                user, new = arrays.pop("user_index"), arrays.pop("new_users")
+                if len(new) and int(board.users.resolve(new)[0]) != len(board.users) - len(new):
+                    raise ChangelogError(f"flush {n}: its new users do not follow the known ones")
+                parts.append(Columns(user=board.users.keys[user], **arrays))
+                users.append(user)
+            if _applied(meta.topics) != _applied(self.states) + (len(parts[-1]) if arrays else 0):
+                raise ChangelogError(f"flush {n}: its events and the totals of what was applied do not add up")
+            self._adopt(meta)
+            self._rejects += meta.rejects
+        if parts:
+            columns = Columns.concatenate(parts)
+            board.seen.remember(columns.event_id, columns.ts)
+            board.apply(columns, np.concatenate(users))
+        board.expire(self.horizon)
+        board.cells.stamp(deltas[-1].n)
+        self.flushed = deltas[-1].n
 
     def _adopt(self, meta: _Meta) -> None:
         if meta.partitions != self.partitions:
@@ -513,10 +574,11 @@ def end_of(records: Iterable[tuple[bytes | None, bytes | None]]) -> End | None:
     """What a changelog's last flush says; None when its records hold no flush. Raises ChangelogError and Sealed."""
     reader = Reader()
     reader.read(records)
-    newest = reader.deltas[-1] if reader.deltas else reader.snapshot
-    if newest is None:
+    reader.end()
+    entries = reader.take()
+    if not entries:
         return None
-    meta = unpack(newest[1], _Meta)[0]
+    meta = unpack_meta(entries[-1].data, _Meta)
     return End({topic: state.next_offset for topic, state in meta.topics.items()}, meta.following, meta.withheld)
 
 
@@ -525,6 +587,10 @@ def _since(columns: dict[str, Any], since_ms: int) -> dict[str, Any]:
     starts = np.asarray(columns["cohort_start" if "cohort_start" in columns else "window_start"])
     kept = np.flatnonzero(starts >= since_ms)
     return {name: column[kept] if isinstance(column, np.ndarray) else [column[i] for i in kept] for name, column in columns.items()}
+
+
+def _applied(states: dict[str, TopicState]) -> int:
+    return sum(state.applied for state in states.values())
 
 
 def _added(reasons: dict[str, int], rejects: Sequence[Reject], late: int) -> dict[str, int]:

@@ -50,7 +50,16 @@ class Settings(BaseSettings):
     sink_lag_seconds: float = Field(60, gt=0, description="how long the warehouse may be away before consumption waits for it")
     idle_seconds: float = Field(60, ge=0, description="after which a topic that is read to its end holds no watermark back; 0: never")
     session_seconds: float = Field(
-        10, ge=1, le=300, description="Kafka's session timeout: how long a killed worker's partitions stay unowned"
+        10,
+        ge=1,
+        le=300,
+        description="Kafka's session timeout: how long a killed worker's partitions stay unowned; below 6 the broker must allow it",
+    )
+    standby_partitions: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="of other workers, of how many a worker keeps a copy up to date: their take-over needs no restore; each costs the memory of one",
     )
     transaction_seconds: float = Field(
         60,

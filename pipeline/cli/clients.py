@@ -133,6 +133,7 @@ def worker_options(settings: Settings) -> Any:
         metrics_host=settings.metrics_host,
         metrics_port=settings.metrics_port,
         stuck_seconds=settings.stuck_seconds,
+        standby_partitions=settings.standby_partitions,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import faust
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import InvalidSessionTimeoutError, KafkaConnectionError
 from faust.types.auth import AuthProtocol
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
@@ -104,6 +104,7 @@ class WorkerOptions:
     stuck_seconds: float = 120.0  # 0: a worker that is stuck is told, not ended
     follows: tuple[Topics, ...] = ()  # of the revision that ours was begun beside, of the one before that, and so on
     moved: bool = False  # some users' events are in partitions that are not theirs
+    standby_partitions: int = 0
 
 
 def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -> faust.App:
@@ -123,7 +124,7 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
         stream_buffer_maxsize=4,  # runs, not events
         stream_publish_on_commit=False,
         broker_session_timeout=options.session_seconds,
-        broker_heartbeat_interval=options.session_seconds / 4,
+        broker_heartbeat_interval=options.session_seconds / 8,  # the next one is how a member hears that the group rebalances
         broker_request_timeout=max(30.0, options.session_seconds * 2),
         broker_rebalance_timeout=60.0,
         broker_max_poll_interval=86_400.0,  # consumption waits while the warehouse is away
@@ -132,7 +133,14 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
     )
     client = {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()}
     owner = app.tables.owner = Owner(
-        client, definitions, options.topics, options.partition, options.accept_deleted, options.transaction_seconds, options.moved
+        client,
+        definitions,
+        options.topics,
+        options.partition,
+        options.accept_deleted,
+        options.transaction_seconds,
+        options.moved,
+        options.standby_partitions,
     )
     bind_agents(app, options.topics, owner)
     return app
@@ -260,19 +268,23 @@ async def _work(
             await asyncio.wait_for(flusher.flush(), REVOKED_SECONDS)
 
     app.finalize()
-    await app.start()
+    crash = asyncio.create_task(_crashed(app, options.session_seconds))
+    starting = asyncio.create_task(app.start())
+    await asyncio.wait([starting, crash], return_when=asyncio.FIRST_COMPLETED)  # it starts for ever when the group refuses it
+    if crash.done():
+        _end_for(crash.exception())
+    await starting
     log.info("worker of %s started on %s", options.topics.app_id, options.bootstrap)
-    works = [flusher.run(), feeder.run(), _crashed(app), watchdog.run(), succession.run(), keep_small()]
+    works = [flusher.run(), feeder.run(), watchdog.run(), succession.run(), keep_small()]
+    if options.standby_partitions:
+        works.append(flusher.owner.standbys.run())
     if options.stuck_seconds:
         works.append(LoopGuard(options.stuck_seconds).run())
-    tasks = [asyncio.create_task(work) for work in works]
+    tasks = [crash, *(asyncio.create_task(work) for work in works)]
     ends = {asyncio.create_task(stop.wait()), asyncio.create_task(flusher.owner.outdated.wait())}
     done, _ = await asyncio.wait([*tasks, *ends], return_when=asyncio.FIRST_COMPLETED)
     for task in done - ends:
-        error = task.exception()
-        end_process(
-            f"the worker ends: {error}; {_remedy(error)}" if isinstance(error, SinkRefused) else f"the worker ends: {error!r}", error
-        )
+        _end_for(task.exception())
     log.info("stopping: last flush")
     try:
         left = await asyncio.wait_for(_stop(app, tasks, flusher, feeder, succession, options.stop_sink_seconds), STOP_SECONDS)
@@ -324,9 +336,30 @@ async def _configs(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
     return {name: value for name, value, *_ in entries}
 
 
-async def _crashed(app: faust.App) -> None:
-    """Ends with an error as soon as a service of Faust's has crashed."""
-    while not app.crashed:  # noqa: ASYNC110  Faust tells nobody
+def _end_for(error: BaseException | None) -> None:
+    """Something that runs for ever has ended."""
+    if isinstance(error, SinkRefused):
+        end_process(f"the worker ends: {error}; {_remedy(error)}", error)
+    if isinstance(error, GroupRefused):
+        end_process(f"the worker ends: {error}")
+    end_process(f"the worker ends: {error!r}", error)
+
+
+class GroupRefused(Exception):
+    """The consumer group does not take this worker; the message says what to do."""
+
+
+async def _crashed(app: faust.App, session_seconds: float) -> None:
+    """Ends with an error as soon as a service of Faust's has crashed, or the group has refused this worker for good."""
+    while not app.crashed:
+        if (error := app.consumer.refusal) is not None:
+            remedy = (
+                f"the broker allows no session of {session_seconds:g} s. Raise SHOPSTREAM_SESSION_SECONDS (6 is allowed everywhere), or set "
+                "group.min.session.timeout.ms on every broker."
+            )
+            raise GroupRefused(
+                remedy if isinstance(error, InvalidSessionTimeoutError) else f"the consumer group refuses this worker: {error!r}"
+            )
         await asyncio.sleep(0.2)
     raise RuntimeError(f"Faust crashed: {app.crash_reason!r}") from app.crash_reason
 

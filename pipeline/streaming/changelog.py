@@ -32,6 +32,7 @@ REQUEST_SECONDS = 10
 has forgotten them, would be more than a transaction has."""
 STOP_SECONDS = 5
 STALL_SECONDS = 60
+POLL_MS = 50  # markers at the end are passed without a word: whether there is more to read is seen at the next poll
 
 
 class TransactionRefused(Exception):
@@ -41,6 +42,10 @@ class TransactionRefused(Exception):
 Records = list[tuple[bytes | None, bytes | None]]
 
 
+READING = 0.1
+"""Share of a restore's time that goes into reading; the rest goes into loading and replaying what was read."""
+
+
 @dataclass(slots=True)
 class Recovery:
     """How far the restore of a partition is; offsets of its changelog."""
@@ -48,13 +53,35 @@ class Recovery:
     begin: int = 0
     end: int = 0
     position: int = 0
+    applied: float = 0.0  # share of what was read, 0 to 1
     started: float = field(default_factory=time.monotonic)
     seconds: float | None = None  # once it is done
+    source: str = ""  # what the state was made from, in words
 
     @property
     def ratio(self) -> float:
-        """Share read, 0 to 1."""
-        return 1.0 if self.position >= self.end else (self.position - self.begin) / (self.end - self.begin)
+        """Share done, 0 to 1."""
+        if self.seconds is not None:
+            return 1.0
+        if not self.end:
+            return 0.0  # the changelog's end is not known yet
+        read = 1.0 if self.position >= self.end else (self.position - self.begin) / (self.end - self.begin)
+        return READING * read + (1 - READING) * self.applied
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that it took, so far while it goes on."""
+        return time.monotonic() - self.started if self.seconds is None else self.seconds
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that it will take still, by what is done; None when that can't be said yet or it is over."""
+        done = self.ratio
+        return self.elapsed * (1 - done) / done if self.seconds is None and done else None
+
+    def applying(self, share: float) -> None:
+        """So much of what was read has been applied."""
+        self.applied = share
 
 
 async def fence(client: dict[str, Any], transactional_id: str, transaction_seconds: float = TRANSACTION_SECONDS) -> Any:
@@ -114,8 +141,11 @@ def _noted(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Recovery) -> Records:
-    """Committed records (key, value) of a changelog partition, by position: markers have offsets too. Raises ChangelogError when all of them were deleted."""
+async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Recovery, offset: int | None = None) -> Records:
+    """Committed records (key, value) of a changelog partition, from `offset` or else all; by position, as markers have offsets too.
+
+    Raises ChangelogError when all of them were deleted, or what comes after `offset` is not there any more.
+    """
     consumer = aiokafka.AIOKafkaConsumer(
         **client,
         isolation_level="read_committed",
@@ -127,12 +157,15 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
         await consumer.start()
         consumer.assign([tp])
         recovery.end = (await consumer.end_offsets([tp]))[tp]
-        recovery.begin = recovery.position = (await consumer.beginning_offsets([tp]))[tp]
+        first = (await consumer.beginning_offsets([tp]))[tp]
+        if offset is not None and not first <= offset <= recovery.end:
+            raise ChangelogError(f"{tp.topic}[{tp.partition}] holds offsets {first} to {recovery.end}, it was read up to {offset}")
+        recovery.begin = recovery.position = first if offset is None else offset
         consumer.seek(tp, recovery.begin)
         records: Records = []
         moved = time.monotonic()
         while recovery.position < recovery.end:
-            for found in (await consumer.getmany(tp, timeout_ms=1000)).values():
+            for found in (await consumer.getmany(tp, timeout_ms=POLL_MS)).values():
                 records.extend((record.key, record.value) for record in found if record.offset < recovery.end)
             before, recovery.position = recovery.position, await consumer.position(tp)
             if recovery.position > before:
@@ -142,7 +175,7 @@ async def read_to_end(client: dict[str, Any], tp: TopicPartition, recovery: Reco
     finally:
         await consumer.stop()
     reach("restore")
-    if recovery.end > 0 and not records and recovery.begin > 0:
+    if offset is None and recovery.end > 0 and not records and recovery.begin > 0:
         raise ChangelogError(f"{tp.topic}[{tp.partition}] held {recovery.end} records and all were deleted. {REMEDY}")
     return records
 

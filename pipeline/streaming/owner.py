@@ -24,7 +24,6 @@ from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import (
     ANSWER_SECONDS,
     TRANSACTION_SECONDS,
-    Records,
     Recovery,
     delete_before,
     fence,
@@ -33,6 +32,7 @@ from pipeline.streaming.changelog import (
     stop_producer,
 )
 from pipeline.streaming.ending import end_process
+from pipeline.streaming.standby import Standbys
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
 from pipeline.topic_names import Topics
@@ -71,6 +71,7 @@ class Owner:
         accept_deleted: bool = False,
         transaction_seconds: float = TRANSACTION_SECONDS,
         moved: bool = False,
+        standby_partitions: int = 0,
     ) -> None:
         self.client = client  # aiokafka's bootstrap_servers and security arguments
         self.definitions = definitions
@@ -87,6 +88,7 @@ class Owner:
         self.recoveries: dict[int, Recovery] = {}
         self.rebalances = 0
         self.meter = Meter()
+        self.standbys = Standbys(client, topics, standby_partitions, self._empty, self.meter)
         self.consumer: Any = None  # the transport's, once it has been made
         self.sink_ready = asyncio.Event()  # cleared while consumption waits for the warehouse
         self.sink_ready.set()
@@ -116,6 +118,7 @@ class Owner:
         self.rebalances += 1
         self.wanted = wanted
         self.held = False
+        self.standbys.own(wanted)
         for number in set(self._takes) - wanted:
             self._takes.pop(number).cancel()
         for number in set(self.owned) - wanted:
@@ -189,28 +192,47 @@ class Owner:
         self.recoveries[number] = recovery = Recovery()
         producer = await fence(self.client, f"{self.topics.app_id}-{number}", self.transaction_seconds)  # so the changelog's end is the end
         try:
-            partition = Partition(number, await self._count_partitions(producer), self.definitions, self.topics, self.options)
-            records = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery)
-            if records:
-                await self._restore(partition, records)
-            elif self.emptied is not None:
-                await self._begin_anew(self.emptied, number, recovery)
-            if not records and self.topics.revision:
-                partition.follow(self.moved)
+            partitions = await self._count_partitions(producer)
+            partition = await self._from_standby(number, partitions, recovery) or await self._from_changelog(number, partitions, recovery)
         except BaseException:
             self._spawn(stop_producer(producer))
             raise
         self.owned[number] = Owned(partition, producer, Account(partition, self.meter))
         recovery.seconds = time.monotonic() - recovery.started
-        log.info(
-            "partition %d: taken over at %s, %d changelog records, %.2f s", number, partition.positions, len(records), recovery.seconds
-        )
+        log.info("partition %d: taken over at %s, %s, %.2f s", number, partition.positions, recovery.source, recovery.seconds)
 
-    async def _restore(self, partition: Partition, records: Records) -> None:
+    async def _from_changelog(self, number: int, partitions: int, recovery: Recovery) -> Partition:
+        partition = self._empty(number, partitions)
+        records = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery)
+        recovery.source = f"{len(records)} changelog records"
+        if records:
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, partition.restore, records, recovery.applying)
+            except ChangelogError as error:
+                raise ChangelogError(f"{self.topics.changelog}[{number}]: {error}") from None
+        elif self.emptied is not None:
+            await self._begin_anew(self.emptied, number, recovery)
+        if not records and self.topics.revision:
+            partition.begin_beside(self.moved)
+        return partition
+
+    async def _from_standby(self, number: int, partitions: int, recovery: Recovery) -> Partition | None:
+        """None when there is no standby, or one that is not what the changelog says."""
+        standby = await self.standbys.hand_over(number)
+        if standby is None:
+            return None
         try:
-            await asyncio.get_running_loop().run_in_executor(None, partition.restore, records)
+            if standby.partition.partitions != partitions:
+                raise ChangelogError(f"it was made with {standby.partition.partitions} partitions, the topics have {partitions}")
+            rest = await read_to_end(self.client, TopicPartition(self.topics.changelog, number), recovery, standby.offset)
+            recovery.source = f"a standby and {len(rest)} changelog records"
+            return await asyncio.get_running_loop().run_in_executor(None, standby.take_over, rest)
         except ChangelogError as error:
-            raise ChangelogError(f"{self.topics.changelog}[{partition.number}]: {error}") from None
+            self.standbys.discarded(number, error)
+            return None
+
+    def _empty(self, number: int, partitions: int) -> Partition:
+        return Partition(number, partitions, self.definitions, self.topics, self.options)
 
     async def _begin_anew(self, emptied: Callable[[int], Coroutine[Any, Any, None]], number: int, recovery: Recovery) -> None:
         try:

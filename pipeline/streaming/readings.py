@@ -63,6 +63,9 @@ class WorkerState:
         yield Reading(m.READY, self.readiness().good)
         yield Reading(m.OWNED, len(owner.owned))
         yield Reading(m.RECOVERING, len(owner.taking))
+        yield Reading(m.STANDBYS, len(owner.standbys.following))
+        for number, lag in owner.standbys.lags.items():
+            yield Reading(m.STANDBY_LAG, lag, (str(number),))
         yield Reading(m.REBALANCES, owner.rebalances)
         yield Reading(m.SINK_WAITING, not owner.sink_ready.is_set())
         newest = max((owned.account.sunk_event for owned in owner.owned.values()), default=NO_WATERMARK)
@@ -98,11 +101,16 @@ class WorkerState:
         if owner.held:
             return State(False, "the group rebalances")
         if taking := sorted(owner.taking):
-            ratios = {str(n): round(owner.recoveries[n].ratio, 3) if n in owner.recoveries else 0.0 for n in taking}
-            return State(False, f"restoring: partitions {', '.join(map(str, taking))} are being taken over", {"recovery": ratios})
+            going_on = {str(n): owner.recoveries[n] for n in taking if n in owner.recoveries}
+            details = {
+                "recovery": {number: round(recovery.ratio, 3) for number, recovery in going_on.items()},
+                "remaining_seconds": {number: round(r.remaining, 1) for number, r in going_on.items() if r.remaining is not None},
+            }
+            return State(False, f"restoring: partitions {', '.join(map(str, taking))} are being taken over", details)
         if waiting := sorted(number for number, owned in owner.owned.items() if not owned.joined):
             return State(False, f"partitions {', '.join(map(str, waiting))} are not read yet")
-        return State(True, f"owns {len(owner.owned)} partitions", {"partitions": sorted(owner.owned)})
+        standbys = {str(number): lag for number, lag in sorted(owner.standbys.lags.items())}
+        return State(True, f"owns {len(owner.owned)} partitions", {"partitions": sorted(owner.owned), "standby_lag": standbys})
 
 
 def _totals(labels: tuple[str, str], state: TopicState) -> Iterator[Reading]:
@@ -124,13 +132,10 @@ def _recoveries(owner: Owner) -> Iterator[Reading]:
     for number, recovery in owner.recoveries.items():
         if number not in owner.wanted:
             continue
-        going_on = recovery.seconds is None
-        seconds = time.monotonic() - recovery.started if recovery.seconds is None else recovery.seconds
-        ratio = recovery.ratio if recovery.end or not going_on else 0.0  # 0 of 0: the changelog's end is not known yet
-        yield Reading(m.RECOVERY_RATIO, ratio, (str(number),))
-        yield Reading(m.RECOVERY_SECONDS, seconds, (str(number),))
-        if going_on and ratio > 0:
-            yield Reading(m.RECOVERY_REMAINING, seconds * (1 - ratio) / ratio, (str(number),))
+        yield Reading(m.RECOVERY_RATIO, recovery.ratio, (str(number),))
+        yield Reading(m.RECOVERY_SECONDS, recovery.elapsed, (str(number),))
+        if (remaining := recovery.remaining) is not None:
+            yield Reading(m.RECOVERY_REMAINING, remaining, (str(number),))
 
 
 def _partition(number: str, owned: Owned) -> Iterator[Reading]:

@@ -12,7 +12,15 @@ from typing import Any
 
 import aiokafka
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError, RebalanceInProgressError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    InconsistentGroupProtocolError,
+    InvalidGroupIdError,
+    InvalidSessionTimeoutError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RebalanceInProgressError,
+)
 from aiokafka.structs import TopicPartition
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
@@ -21,6 +29,7 @@ from faust.types import TP, ConsumerMessage
 from pipeline.partition import Run
 from pipeline.streaming.ending import end_when_out_of_memory
 
+REFUSALS = (GroupAuthorizationFailedError, InconsistentGroupProtocolError, InvalidGroupIdError, InvalidSessionTimeoutError)
 FETCH_WAIT_MS = 100
 FETCH_BYTES = 4 << 20  # a partition's share of a fetch: some 16,000 events of 255 bytes
 
@@ -132,6 +141,13 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         await consumer.commit({tp: offset for tp, offset in positions.items() if tp in consumer.assignment()})
 
+    @property
+    def refusal(self) -> Exception | None:
+        """Why the group does not take us, when trying again would not help: aiokafka keeps it for the next fetch, which never comes."""
+        coordinator = getattr(self._consumer, "_coordinator", None)
+        error = getattr(coordinator, "_pending_exception", None)
+        return error if isinstance(error, REFUSALS) else None
+
     async def heartbeat(self) -> bool:
         """Whether the group knows us, asked now."""
         return await self.call_thread(self._heartbeat)  # type: ignore[no-any-return]
@@ -190,6 +206,11 @@ class RunConsumer(driver.Consumer):
     async def commit_positions(self, positions: Mapping[TopicPartition, int]) -> None:
         """See `RunConsumerThread.commit_positions`."""
         await self._thread.commit_positions(positions)
+
+    @property
+    def refusal(self) -> Exception | None:
+        """See `RunConsumerThread.refusal`."""
+        return self._thread.refusal
 
     async def prove_membership(self) -> None:
         """Raises RebalanceInProgressError when the group does not count us as a member of its current generation."""

@@ -157,9 +157,11 @@ class Slices:
 
     def load(self, arrays: dict[str, I64]) -> None:
         self.__init__()  # type: ignore[misc]
-        at = 0
-        for number, stride, used in zip(arrays["number"].tolist(), arrays["stride"].tolist(), arrays["used"].tolist(), strict=True):
-            slots = max(FIRST_SLOTS, 1 << (used * 2 - 1).bit_length() if used else 0)
+        at, directory = 0, [arrays[name].tolist() for name in ("number", "stride", "used")]
+        sizes = [max(FIRST_SLOTS, 1 << (used * 2 - 1).bit_length() if used else 0) for used in directory[2]]
+        pool = sum(slots * stride for slots, stride in zip(sizes, directory[1], strict=True))
+        self.arrays = self.arrays._replace(words=np.empty(max(len(self.arrays.words), pool), np.int64))  # at once: growing copies all of it
+        for number, stride, used, slots in zip(*directory, sizes, strict=True):
             k = self.add(number, stride, slots)
             self.arrays.used[k] = used
             _fill(self.arrays.words, int(self.arrays.offset[k]), slots, stride, arrays["entries"][at : at + used * stride])

@@ -49,6 +49,7 @@ KPI_WINDOWS: tuple[Window, ...] = ("1m", "1h", "1d")
 AGES = ("newest", "week_before")
 
 TOPIC = Label("topic", "3: the source topics")
+STANDBY = Label("partition", "SHOPSTREAM_STANDBY_PARTITIONS, at most")
 PARTITION = Label("partition", "partitions of a source topic; of them those that the worker owns")
 REASON = Label("reason", f"{len(Reason)}: schemas.rejects.Reason", tuple(Reason))
 OPERATION = Label("operation", "2", ("insert", "query"))
@@ -205,7 +206,11 @@ UNSUNK_FLUSHES = Metric(
 OWNED = Metric("shopstream_partitions_owned", "gauge", "partitions", "Partitions taken over and held.")
 RECOVERING = Metric("shopstream_partitions_recovering", "gauge", "partitions", "Partitions assigned and not taken over yet.")
 RECOVERY_RATIO = Metric(
-    "shopstream_recovery_progress_ratio", "gauge", "ratio", "Share of its changelog that a partition has read, 0 to 1.", (PARTITION,)
+    "shopstream_recovery_progress_ratio",
+    "gauge",
+    "ratio",
+    "Share of its restore that a partition is done with, read and applied, 0 to 1.",
+    (PARTITION,),
 )
 RECOVERY_SECONDS = Metric(
     "shopstream_recovery_seconds", "gauge", "seconds", "Duration of the last take-over, so far while it goes on.", (PARTITION,)
@@ -216,6 +221,22 @@ RECOVERY_REMAINING = Metric(
     "seconds",
     "Estimate for a take-over that is going on, from its progress; absent otherwise.",
     (PARTITION,),
+)
+STANDBYS = Metric(
+    "shopstream_standby_partitions", "gauge", "partitions", "Partitions of other workers of which this one keeps a copy up to date."
+)
+STANDBY_LAG = Metric(
+    "shopstream_standby_lag_records",
+    "gauge",
+    "records",
+    "Changelog offsets between a standby and the last stable offset, transaction markers included: what a take-over has to read.",
+    (STANDBY,),
+)
+STANDBYS_DISCARDED = Metric(
+    "shopstream_standbys_discarded_total",
+    "counter",
+    "standbys",
+    "Standbys thrown away because their changelog did not go on as expected; the partition is restored instead.",
 )
 REBALANCES = Metric("shopstream_rebalances_total", "counter", "rebalances", "Assignments that the group has given this worker.")
 RETAKEN = Metric("shopstream_partitions_retaken_total", "counter", "partitions", "Take-overs again after a failed transaction.")

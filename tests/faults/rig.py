@@ -181,6 +181,20 @@ class Rig:
         thread.start()
         self._producers.append(thread)
 
+    def produce_steadily(self, share: float, seconds: float) -> None:
+        """The same in the background, spread over so many seconds."""
+        steps = round(4 * seconds)
+        first = self.produced / len(self.day.messages)
+
+        def send() -> None:
+            for step in range(1, steps + 1):
+                self.produce(first + (share - first) * step / steps)
+                time.sleep(seconds / steps)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        self._producers.append(thread)
+
     def until(self, done: Callable[[], bool], seconds: float, what: str) -> None:
         """Wait for it. Fails with the workers' logs."""
         deadline = time.monotonic() + seconds

@@ -151,6 +151,13 @@ def _deleted(client: KafkaAdminClient, group: str) -> bool:
     return True
 
 
+def test_session_shorter_than_the_broker_allows_stops_the_worker(build: Build) -> None:
+    rig = build()
+    worker = rig.start(SHOPSTREAM_SESSION_SECONDS="2")
+    assert worker.wait(60) == 1, rig.log
+    assert "Raise SHOPSTREAM_SESSION_SECONDS (6 is allowed everywhere), or set group.min.session.timeout.ms" in rig.log
+
+
 def test_events_deleted_by_retention_before_they_were_read_stop_the_worker(build: Build) -> None:
     rig = build()
     half_way_and_stopped(rig)

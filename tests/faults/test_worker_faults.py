@@ -10,7 +10,9 @@ import time
 import pytest
 
 from tests.faults.conftest import Build
-from tests.faults.rig import SESSION_SECONDS
+from tests.faults.rig import PARTITIONS, SESSION_SECONDS
+
+STANDBYS = ["0", str(PARTITIONS)]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -49,8 +51,9 @@ def test_workers_are_killed_every_few_seconds(build: Build) -> None:
     rig.finish()
 
 
-def test_frozen_worker_wakes_as_a_zombie_and_changes_nothing(build: Build) -> None:
-    rig = build()
+@pytest.mark.parametrize("standbys", STANDBYS)
+def test_frozen_worker_wakes_as_a_zombie_and_changes_nothing(build: Build, standbys: str) -> None:
+    rig = build(settings={"SHOPSTREAM_STANDBY_PARTITIONS": standbys})
     frozen = rig.start()
     rig.start()
     rig.produce_aside(0.6)
@@ -65,10 +68,12 @@ def test_frozen_worker_wakes_as_a_zombie_and_changes_nothing(build: Build) -> No
     assert frozen.poll() is None, "a zombie rejoins the group, it does not end\n" + rig.log
     rig.stop_workers()
     rig.check()
+    assert ("a standby and" in rig.log) == (standbys != "0")
 
 
-def test_workers_join_and_leave(build: Build) -> None:
-    rig = build()
+@pytest.mark.parametrize("standbys", STANDBYS)
+def test_workers_join_and_leave(build: Build, standbys: str) -> None:
+    rig = build(settings={"SHOPSTREAM_STANDBY_PARTITIONS": standbys})
     first = rig.start()
     rig.produce_aside(0.3)
     rig.while_applying()
@@ -87,6 +92,8 @@ def test_workers_join_and_leave(build: Build) -> None:
     rig.stop_workers()
     rig.check()
     assert "CRITICAL" not in rig.log
+    assert ("a standby and" in rig.log) == (standbys != "0")
+    assert "thrown away" not in rig.log
 
 
 def test_rolling_restart(build: Build) -> None:

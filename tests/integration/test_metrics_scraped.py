@@ -23,8 +23,8 @@ from tests.sample_warehouse import sample_records
 
 MINUTE, WEEK = 60_000, 7 * 86_400_000
 SHOPPERS = 5
-ON_EVENT = {m.RECOVERY_REMAINING.name}
-"""Exposed only while a take-over goes on: tests/unit/test_metrics.py shows it."""
+ON_EVENT = {m.RECOVERY_REMAINING.name, m.STANDBY_LAG.name}
+"""Exposed only while a take-over goes on (tests/unit/test_metrics.py shows it), and by who has standbys."""
 STAND_STILL = """
 from pipeline.streaming.owner import Owner
 async def offer(self, run): pass
@@ -241,12 +241,12 @@ def _checked_by_promtool(url: str) -> None:
 
 
 def partitions_exposed(worker: Worker) -> set[str]:
-    return {has["partition"] for _, has, _ in worker.series() if "partition" in has}
+    return {has["partition"] for name, has, _ in worker.series() if "partition" in has and name != m.STANDBY_LAG.name}
 
 
 def _two_share(place: Place, prometheus: Prometheus, first: Worker, port: int) -> Worker:
     """Each exposes the series of its partition and none of the other's; together they are the warehouse's."""
-    second = place.start(SHOPSTREAM_METRICS_PORT=str(port))
+    second = place.start(SHOPSTREAM_METRICS_PORT=str(port), SHOPSTREAM_STANDBY_PARTITIONS="2")
     until(
         lambda: second.ready() and len(second.partitions()) == 1 and first.ready() and len(first.partitions()) == 1,
         60,
@@ -256,6 +256,10 @@ def _two_share(place: Place, prometheus: Prometheus, first: Worker, port: int) -
     until(place.applied, 30, f"everything applied\n{place.log}")
     exposed = [partitions_exposed(worker) for worker in (first, second)]
     assert sorted(map(sorted, exposed)) == [["0"], ["1"]]
+    (of_the_first,) = first.partitions()
+    until(lambda: second.value(m.STANDBYS.name) == 1, 20, "the second follows the first one's")
+    until(lambda: [lag for name, _, lag in second.series() if name == m.STANDBY_LAG.name] == [0], 20, "and has read its changelog")
+    assert json.loads(get(f"{second.url}/readyz")[1])["standby_lag"] == {str(of_the_first): 0}
     until(lambda: prometheus.one("sum(shopstream_partitions_owned)") == PARTITIONS, 5, "Prometheus has seen it")
     until(lambda: prometheus.one("count(count by (topic, partition) (shopstream_applied_events_total))") == 3 * PARTITIONS, 5, "all there")
     _totals_agree(place, prometheus)

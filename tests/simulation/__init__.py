@@ -22,6 +22,7 @@ What is modelled
 - Workers: one to three over one or two partitions. They crash between any two steps, sleep and wake as zombies, hold while the group rebalances, flush what they
   hold, get partitions assigned that another one still believes to own, lose a transaction and take over again. Assignments are arbitrary, which is more than a
   consumer group would ever do. Runs that were fetched before a seek still arrive after it.
+- Standbys: a worker follows the changelog of partitions that are not its own, a few records at a time, and may be given them at any moment.
 - Topics are read in any order and in runs of any length. Records out of order, too late, duplicated, in the wrong partition (sent on through the
   re-keyed topic) and malformed. Snapshots and deltas, of one or of many changelog records; cells evicted; topics idle.
 

@@ -6,6 +6,8 @@ Each is a `Worker` with one method overridden as someone might write it who does
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,8 +16,9 @@ import msgspec
 import numpy as np
 
 from pipeline.changelog import ChangelogError, NamedArrays, Part
-from pipeline.partition import Flush, OutRecord, Partition, Run, TopicState
+from pipeline.partition import Flush, OutRecord, Partition, Run, TopicState, _Delta
 from pipeline.sinks.warehouse import SinkUnavailable
+from pipeline.streaming.standby import Standby
 from schemas.rows import Rows
 from tests.simulation.case import TOPICS
 from tests.simulation.log import Fenced, Log, Producer
@@ -88,7 +91,7 @@ class FenceAfterReading(Worker):
         while True:
             try:
                 records = yield from self.read_changelog(number)
-                return (yield from self.fence(number)), records
+                return (yield from self.fence(number)), records, None
             except NoReply:
                 pass
 
@@ -125,12 +128,31 @@ class NotReadToTheEnd(Worker):
         return super().changelog_end(number) - 2  # the record and its marker
 
 
+class StandbyAsItIs(Worker):
+    """A standby takes over without what came since it last read."""
+
+    def from_standby(self, standby: Standby, rest: Records) -> Partition | None:
+        return super().from_standby(standby, [])
+
+
+class StandbyUncommitted(Worker):
+    """A standby follows what was aborted, too."""
+
+    def follow(self, number: int, most: int) -> bool:
+        read = self.log.read
+        self.log.read = partial(read, committed=False)  # type: ignore[method-assign]
+        try:
+            return super().follow(number, most)
+        finally:
+            self.log.read = read  # type: ignore[method-assign]
+
+
 class ReadUncommitted(Worker):
     """The changelog is read with what was aborted."""
 
-    def read_changelog(self, number: int) -> Steps:
+    def read_changelog(self, number: int, offset: int | None = None) -> Steps:
         yield Request("read changelog", lambda _: None)
-        found, _ = self.log.read(TOPICS.changelog, number, 0, committed=False)
+        found, _ = self.log.read(TOPICS.changelog, number, offset or 0, committed=False)
         return [(record.key, record.value) for record in found]
 
 
@@ -305,18 +327,19 @@ class Increments(Worker):
 
 
 class _ReplaySkipping(Partition):
-    def _replay(self, n: int, meta: Any, arrays: NamedArrays) -> None:
-        if n % 2 and arrays:
-            self.board.users.resolve(arrays["new_users"])
-            arrays = {}
-        super()._replay(n, meta, arrays)
+    def _replay(self, deltas: Sequence[_Delta]) -> None:
+        apply = self.board.apply
+        if deltas[0].n % 2:
+            self.board.apply = lambda columns, user=None: None  # type: ignore[method-assign, assignment, misc, return-value]
+        super()._replay(deltas)
+        self.board.apply = apply  # type: ignore[method-assign]
 
 
 class _DuplicatesForgotten(Partition):
-    def _replay(self, n: int, meta: Any, arrays: NamedArrays) -> None:
+    def _replay(self, deltas: Sequence[_Delta]) -> None:
         remember = self.board.seen.remember
         self.board.seen.remember = lambda event_id, ts: None  # type: ignore[method-assign]
-        super()._replay(n, meta, arrays)
+        super()._replay(deltas)
         self.board.seen.remember = remember  # type: ignore[method-assign]
 
 
@@ -326,8 +349,8 @@ class _OneWatermark(Partition):
 
 
 class _RejectsForgotten(Partition):
-    def _load(self, meta: Any, arrays: NamedArrays) -> None:
-        super()._load(meta, arrays)
+    def _load(self, n: int, meta: Any, arrays: NamedArrays) -> None:
+        super()._load(n, meta, arrays)
         self._rejects = []
 
 
@@ -402,7 +425,7 @@ MUTATIONS: dict[str, Breakage] = {
         (worker.__doc__ or "").rstrip("."): Breakage(worker)
         for worker in (
             PositionApart, PositionAfterAwait, SinkBeforeCommit, CommitTakenForGranted, FenceAfterReading, HeldStateTrusted, NotReadToTheEnd,
-            ReadUncommitted, SeekOneFurther, SeekUnchecked, StaleRunsOffered, RejectsApart, NoTransaction, DeletedBeforeCommit, DeletedTooFar,
+            StandbyAsItIs, StandbyUncommitted, ReadUncommitted, SeekOneFurther, SeekUnchecked, StaleRunsOffered, RejectsApart, NoTransaction, DeletedBeforeCommit, DeletedTooFar,
             SunkWithoutReply, OnlyNewRows, SentOnce, VersionFromProcess, VersionFromClock, Increments, ReplaySkipsDelta, DuplicatesForgotten,
             OneWatermark, RejectsForgotten, FlushNumberRepeated,
         )

@@ -16,7 +16,7 @@ from tests.simulation.world import IN_PART, NOT_DONE, REPLIED, REPLY_LOST, STILL
 
 WEIGHTS = {
     "go": 36, "read": 14, "produce": 4, "flush": 9, "feed": 5, "fetch": 2, "offer": 3, "look": 2, "mark": 2, "land": 1.5,
-    "start": 4, "crash": 0.8, "sleep": 0.7, "wake": 1.5, "hold": 0.4, "assign": 1.2, "time_out": 0.2, "idle": 1,
+    "start": 4, "crash": 0.8, "sleep": 0.7, "wake": 1.5, "hold": 0.4, "assign": 1.2, "time_out": 0.2, "idle": 1, "follow": 8,
 }  # fmt: skip
 KINDS, HEAVY = tuple(WEIGHTS), tuple(accumulate(WEIGHTS.values()))
 DRAWS_A_STEP = 3  # most draws are not possible at the moment
@@ -106,6 +106,9 @@ def _draw_step(random: Random, world: World, kind: str, trouble: float) -> Step 
             return "assign", worker, wanted ^ random.choice((0, 1, 2)) & (2**case.partitions - 1)
         case "mark" | "time_out":
             return kind, random.randrange(case.partitions)
+        case "follow":
+            others = [(w, n) for w, found in enumerate(world.workers) if found for n in range(case.partitions) if n not in found.owned]
+            return (kind, *random.choice(others), random.choice((1, 3, 100))) if others else None
         case "land":
             return (kind, random.randrange(4)) if world.flights else None
         case "read" | "fetch" | "offer" | "look" | "idle" | "flush":

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from pipeline.partition import Flush, Partition
+from pipeline.streaming.standby import Standby
 from tests.simulation.__main__ import simulate_many, worded
 from tests.simulation.case import SMALL, T0, Case, source_record
 from tests.simulation.log import Log
@@ -91,8 +92,8 @@ def test_a_seed_gives_the_same_schedule_again() -> None:
 
 def test_schedules_reach_what_can_go_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[str] = Counter()
-    committed, time_out, lost, start_producer, offer = (
-        Partition.committed, Log.time_out, Worker.lost, Log.start_producer, Worker.offer,
+    committed, time_out, lost, start_producer, offer, taken_over = (
+        Partition.committed, Log.time_out, Worker.lost, Log.start_producer, Worker.offer, Worker.from_standby,
     )  # fmt: skip
 
     def committing(self: Partition, flush: Flush) -> None:
@@ -128,6 +129,14 @@ def test_schedules_reach_what_can_go_wrong(monkeypatch: pytest.MonkeyPatch) -> N
         seen["run of an older epoch"] += bool(runs) and not self.current(runs[0])
         return offer(self, number, topic)
 
+    def from_standby(self: Worker, standby: Standby, rest: Records) -> Partition | None:
+        seen["standby"] += 1
+        seen["standby with nothing left to read"] += not rest
+        partition = taken_over(self, standby, rest)
+        assert partition is not None, "a standby is given up only when something is wrong"
+        return partition
+
+    monkeypatch.setattr(Worker, "from_standby", from_standby)
     monkeypatch.setattr(Partition, "committed", committing)
     monkeypatch.setattr(Worker, "restore", restoring)
     monkeypatch.setattr(Worker, "lost", losing)
@@ -138,4 +147,5 @@ def test_schedules_reach_what_can_go_wrong(monkeypatch: pytest.MonkeyPatch) -> N
         assert simulate(seed) is None
     assert min(seen.values()) > 0, seen
     assert seen["restore"] > 1000, seen
+    assert seen["standby"] > 50, seen
     assert seen["restore of deltas"] > 100, seen

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.changelog import ChangelogError
 from pipeline.partition import Flush, Partition, Run
 from pipeline.sinks.warehouse import SinkUnavailable
+from pipeline.streaming.standby import Standby
 from schemas.rows import Rows
 from tests.simulation.case import TOPICS, Case
 from tests.simulation.log import Fenced, Log, Producer
@@ -79,6 +80,8 @@ class Worker:
         self.epochs: dict[tuple[str, int], int] = {}
         self.runs: defaultdict[tuple[str, int], deque[Run]] = defaultdict(deque)  # fetched and on their way to the partition
         self.tasks: dict[tuple[str, int], Task] = {}
+        self.standbys: dict[int, Standby] = {}
+        self.standbys: dict[int, Standby] = {}
         self.asleep = False
 
     # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -129,13 +132,12 @@ class Worker:
     # --- taking over ------------------------------------------------------------------------------------------------------
 
     def take(self, number: int) -> Steps:
-        producer, records = yield from self.fence_and_read(number)
-        partition = self.new_partition(number)
+        producer, records, standby = yield from self.fence_and_read(number)
+        partition = self.from_standby(standby, records) if standby is not None else None
+        if standby is not None and partition is None:
+            producer, records, _ = yield from self.fence_and_read(number)
         try:
-            if records:
-                self.restore(partition, records)
-            elif self.warehouse.version(number):
-                raise ChangelogError(f"partition {number} has no changelog, but the warehouse holds its rows")
+            partition = partition or self.from_changelog(number, records)
         except ChangelogError as error:
             if self.log.coordinators[producer.transactional_id].epoch != producer.epoch:
                 raise ProcessEnds(str(error)) from error
@@ -143,14 +145,38 @@ class Worker:
         self.owned[number] = Owned(partition, producer)
         self.join(number)
 
+    def from_standby(self, standby: Standby, rest: Records) -> Partition | None:
+        """None when it does not fit: the changelog is read again."""
+        try:
+            return standby.take_over(rest)
+        except ChangelogError:
+            return None
+
+    def from_changelog(self, number: int, records: Records) -> Partition:
+        partition = self.new_partition(number)
+        if records:
+            self.restore(partition, records)
+        elif self.warehouse.version(number):
+            raise ChangelogError(f"partition {number} has no changelog, but the warehouse holds its rows")
+        return partition
+
     def fence_and_read(self, number: int) -> Steps:
-        """The former owner is out before the end of the changelog is asked for; from the beginning when Kafka does not answer."""
+        """The former owner is out before the end of the changelog is asked for; from the beginning when Kafka does not answer.
+
+        With a standby only what comes after it is read, unless a part of that was deleted.
+        """
         while True:
             try:
                 producer = yield from self.fence(number)
-                return producer, (yield from self.read_changelog(number))
+                standby = self.standbys.pop(number, None)
+                if standby is not None and not self.fits(standby, number):
+                    standby = None
+                return producer, (yield from self.read_changelog(number, standby.offset if standby else None)), standby
             except NoReply:
                 pass
+
+    def fits(self, standby: Standby, number: int) -> bool:
+        return standby.offset > 0 and self.log.start(TOPICS.changelog, number) <= standby.offset <= self.changelog_end(number)
 
     def fence(self, number: int) -> Steps:
         return (yield Request(f"start producer {number}", lambda _: self.log.start_producer(transactional_id(number))))
@@ -158,15 +184,25 @@ class Worker:
     def changelog_end(self, number: int) -> int:
         return self.log.end(TOPICS.changelog, number)
 
-    def read_changelog(self, number: int) -> Steps:
+    def read_changelog(self, number: int, offset: int | None = None) -> Steps:
         """Two records at a time; what is before a new snapshot can be deleted meanwhile, then the consumer begins again at the first there is."""
-        end, position = self.changelog_end(number), self.log.start(TOPICS.changelog, number)
+        end, position = self.changelog_end(number), self.log.start(TOPICS.changelog, number) if offset is None else offset
         records: Records = []
         while position < end:
             found, position = self.log.read(TOPICS.changelog, number, position, 2)
             records += [(record.key, record.value) for record in found]
             yield Request(f"read changelog {number} to {position} of {end}", lambda _: None)
         return records
+
+    def follow(self, number: int, most: int) -> bool:
+        """A standby of a partition that is not ours reads on."""
+        if number in self.owned or ("take", number) in self.tasks:
+            return False
+        standby = self.standbys.setdefault(number, Standby(self.new_partition(number)))
+        records, _ = self.log.read(TOPICS.changelog, number, standby.offset, most)
+        if records:
+            standby.follow(records)
+        return bool(records)
 
     def new_partition(self, number: int) -> Partition:
         partition = Partition(number, self.case.partitions, self.case.definitions, TOPICS, self.case.options)

@@ -127,6 +127,10 @@ class World:
         (found.owned[number].partition.idle.add if idle else found.owned[number].partition.idle.discard)(TOPICS.sources[topic])
         return True
 
+    def _follow(self, worker: int, number: int, most: int) -> bool:
+        found = self._awake(worker)
+        return found is not None and found.follow(number, most)
+
     def _flush(self, worker: int, number: int) -> bool:
         found = self._awake(worker)
         return found is not None and number in found.owned and found.spawn("flush", number, found.flush(number))

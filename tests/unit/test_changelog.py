@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, Reader, pack, unpack
+from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, Entry, Reader, pack, unpack
 
 Records = list[tuple[bytes, bytes]]
 
@@ -14,15 +14,16 @@ def flush(key: bytes, n: int, size: int = 10) -> Records:
     return pack(key, n, {"n": n}, {"noise": np.random.default_rng(n).integers(0, 2**62, size)})
 
 
-def read(*flushes: Records) -> Reader:
+def read(*flushes: Records) -> list[Entry]:
     reader = Reader()
     reader.read([record for records in flushes for record in records])
-    return reader
+    reader.end()
+    return reader.take()
 
 
 def test_arrays_come_back_equal_aligned_and_writable() -> None:
     arrays = {"a": np.arange(7, dtype=np.uint8), "b": np.arange(12, dtype=np.int64).reshape(6, 2), "empty": np.zeros((0, 3), np.int32)}
-    meta, back = unpack(read(pack(SNAPSHOT, 1, [1, "x"], arrays)).snapshot[1], list)  # type: ignore[index]
+    meta, back = unpack(read(pack(SNAPSHOT, 1, [1, "x"], arrays))[0].data, list)
     assert meta == [1, "x"]
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype
@@ -35,26 +36,32 @@ def test_a_large_flush_is_cut_into_parts_and_joined() -> None:
     records = flush(SNAPSHOT, 1, 400_000)
     assert len(records) > 3
     assert all(len(value) < 1_000_000 for _, value in records)
-    _, arrays = unpack(read(records).snapshot[1], dict)  # type: ignore[index]
+    _, arrays = unpack(read(records)[0].data, dict)
     assert np.array_equal(arrays["noise"], np.random.default_rng(1).integers(0, 2**62, 400_000))
 
 
 def test_a_snapshot_replaces_what_came_before_it() -> None:
-    reader = read(flush(SNAPSHOT, 1), flush(DELTA, 2), flush(SNAPSHOT, 3), flush(DELTA, 4), flush(DELTA, 5))
-    assert reader.snapshot is not None
-    assert reader.snapshot[0] == 3
-    assert [n for n, _ in reader.deltas] == [4, 5]
+    entries = read(flush(SNAPSHOT, 1), flush(DELTA, 2), flush(SNAPSHOT, 3), flush(DELTA, 4), flush(DELTA, 5))
+    assert [(entry.snapshot, entry.flush) for entry in entries] == [(True, 3), (False, 4), (False, 5)]
 
 
 def test_a_snapshot_begins_anew_where_the_one_before_was_deleted_while_it_was_read() -> None:
-    reader = read(flush(SNAPSHOT, 1, 400_000)[:-1], flush(SNAPSHOT, 2, 400_000), flush(DELTA, 3))
-    assert reader.snapshot is not None
-    assert reader.snapshot[0] == 2
-    assert [n for n, _ in reader.deltas] == [3]
+    entries = read(flush(SNAPSHOT, 1, 400_000)[:-1], flush(SNAPSHOT, 2, 400_000), flush(DELTA, 3))
+    assert [(entry.snapshot, entry.flush) for entry in entries] == [(True, 2), (False, 3)]
+
+
+def test_what_is_read_in_pieces_is_taken_in_pieces() -> None:
+    reader = Reader()
+    taken = []
+    for records in (flush(SNAPSHOT, 1, 400_000), flush(DELTA, 2), flush(SNAPSHOT, 3, 400_000), flush(DELTA, 4)):
+        for record in records:
+            reader.read([record])
+            taken += reader.take()
+    assert [(entry.snapshot, entry.flush) for entry in taken] == [(True, 1), (False, 2), (True, 3), (False, 4)]
 
 
 def test_an_empty_changelog_restores_nothing() -> None:
-    assert read().snapshot is None
+    assert read() == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import Recovery
 from pipeline.streaming.owner import Owned, Owner
 from pipeline.streaming.readings import WorkerState
+from pipeline.streaming.standby import Standby
 from pipeline.streaming.watchdog import Watchdog
 from pipeline.telemetry import metrics as m
 from pipeline.telemetry.meter import Histogram, Meter, Reading
@@ -121,11 +122,37 @@ def test_totals_go_on_after_a_restore() -> None:
 def test_remaining_time_is_told_while_a_take_over_goes_on() -> None:
     state = worker([event(0)])
     state.owner.wanted = {0, 1}
-    state.owner.recoveries[1] = Recovery(begin=100, end=500, position=200, started=time.monotonic() - 10)
+    state.owner.recoveries[1] = Recovery(begin=100, end=500, position=500, applied=0.5, started=time.monotonic() - 11)
     found = values(state)
-    assert found[m.RECOVERY_RATIO.name, ("1",)] == 0.25
-    assert found[m.RECOVERY_REMAINING.name, ("1",)] == pytest.approx(30, abs=1)
+    assert found[m.RECOVERY_RATIO.name, ("1",)] == pytest.approx(0.55)
+    assert found[m.RECOVERY_REMAINING.name, ("1",)] == pytest.approx(9, abs=1)
     assert (m.RECOVERY_REMAINING.name, ("0",)) not in found
+    told = state.readiness()
+    assert told.details["recovery"] == {"1": 0.55}
+    assert told.details["remaining_seconds"]["1"] == pytest.approx(9, abs=1)
+
+
+def test_progress_of_a_restore_goes_from_reading_to_applying() -> None:
+    recovery = Recovery()
+    assert (recovery.ratio, recovery.remaining) == (0, None)
+    recovery.begin, recovery.position, recovery.end = 100, 300, 500
+    assert recovery.ratio == pytest.approx(0.05)
+    recovery.position = 500
+    recovery.applying(1.0)
+    assert recovery.ratio == pytest.approx(1)
+    recovery.seconds = 3.0
+    assert (recovery.ratio, recovery.elapsed, recovery.remaining) == (1, 3, None)
+
+
+def test_standbys_are_counted_with_how_far_they_are_behind() -> None:
+    state = worker([event(0)])
+    standbys = state.owner.standbys
+    assert values(state)[m.STANDBYS.name, ()] == 0
+    standbys.following[3], standbys.lags[3] = Standby(Partition(3, 4, state.owner.definitions)), 7
+    found = values(state)
+    assert found[m.STANDBYS.name, ()] == 1
+    assert found[m.STANDBY_LAG.name, ("3",)] == 7
+    assert state.readiness().details["standby_lag"] == {"3": 7}
 
 
 def test_a_partition_given_up_leaves_no_series() -> None:

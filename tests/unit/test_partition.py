@@ -112,7 +112,12 @@ def test_restart_from_the_changelog_is_the_same_state() -> None:
     assert [f.snapshot for f in flushes] == [True, False]
 
     second = partition()
-    second.restore(changelog(*flushes))
+    told: list[float] = []
+    second.restore(changelog(*flushes), told.append)
+    assert told[0] == 0
+    assert told == sorted(told)
+    assert len(told) == 2
+    assert told[-1] < 1
     assert values(second) == values(first)
     assert second.positions == first.positions
     assert second.watermark == first.watermark
@@ -121,6 +126,35 @@ def test_restart_from_the_changelog_is_the_same_state() -> None:
     second.offer(later)
     assert values(second) == values(first)
     assert second.snapshot().n == 3  # type: ignore[union-attr]
+
+
+def test_a_cell_raised_by_one_delta_and_lowered_by_the_next_is_sent_again() -> None:
+    first = partition()
+    first.offer(run(event(0, "view_item", T0)))
+    flushes = [flush(first)]
+    first.sunk(1)
+    first.offer(run(event(1, "view_item", T0, "u2")))  # one more at level 1, which the sink may have got without our knowing
+    flushes.append(flush(first))
+    first.offer(run(event(2, "add_to_cart", T0 + 1, "u2")))  # from level 1 to level 2
+    flushes.append(flush(first))
+    second = partition()
+    second.restore(changelog(*flushes))
+    sent = second.sink_rows()
+    assert sent is not None
+    assert sent[0] == 3
+    cells = sent[1]["funnel_cells"]
+    assert sorted(zip(cells["level"], cells["value"], cells["version"], strict=True)) == [(1, 1, 3), (2, 1, 3)]
+
+
+def test_totals_that_do_not_fit_the_events_are_refused() -> None:
+    first = partition()
+    first.offer(run(event(0, "view_item", T0)))
+    flushes = [flush(first)]
+    first.offer(run(event(1, "view_item", T0)))
+    first.states["clickstream"].applied += 1
+    flushes.append(flush(first))
+    with pytest.raises(ChangelogError, match="do not add up"):
+        partition().restore(changelog(*flushes))
 
 
 def test_restart_sends_rows_the_sink_never_confirmed() -> None:

@@ -42,7 +42,7 @@ def test_revision_0_has_the_names_it_always_had() -> None:
 
 def beside(held: bool = False, **options: Any) -> Partition:
     subject = Partition(0, 1, DEFINITIONS, TOPICS, Options(**options))
-    subject.follow(held)
+    subject.begin_beside(held)
     return subject
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.1
 MEET_SECONDS = 0.5
 PLAIN_SECONDS = 5.0
-COME_SECONDS = 120.0
+COME_SECONDS = 90.0
 """So long the live workers may take to go over: their last flush, and kernels that may have to be compiled."""
 console = Console(stderr=True)
 Places = dict[tuple[str, int], int]

@@ -119,7 +119,7 @@ def test_compacted_changelog_stops_the_worker(build_forgetful: Build, admin: Kaf
     configure(admin, rig.topics.changelog, {"cleanup.policy": "delete"})
     worker = rig.start()
     assert worker.wait(60) == 1, rig.log
-    assert re.search(r"changelog\[\d\]: flush .* is gone\. The state is gone: .* under another app id", rig.log)
+    assert re.search(r"changelog\[\d\]: flush .* is gone\. The state is gone: .*`shopstream rebuild --from earliest`", rig.log)
 
 
 def configure(admin: KafkaAdminClient, topic: str, configs: dict[str, str]) -> None:

@@ -192,7 +192,7 @@ def test_emptied_changelog_stops_the_worker(build: Build, partitions: Iterable[i
     worker = rig.start()
     assert worker.wait(60) == 1, rig.log
     assert "all were deleted. The state is gone" in rig.log
-    assert "under another app id" in rig.log
+    assert "shopstream rebuild --from earliest" in rig.log
 
 
 def test_deleted_changelog_stops_the_worker(build: Build) -> None:

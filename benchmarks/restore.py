@@ -8,7 +8,6 @@ has just started: fence, read, restore, two at a time.
 from __future__ import annotations
 
 import asyncio
-import gc
 import resource
 import sys
 import time
@@ -26,8 +25,9 @@ from generator.bench import START_MS, events
 from pipeline.definitions import Definitions
 from pipeline.definitions_file import DEFAULT_FILE, load
 from pipeline.partition import Options, Partition, Run
-from pipeline.streaming.app import GC_THRESHOLDS, warm_up
+from pipeline.streaming.app import warm_up
 from pipeline.streaming.changelog import delete_before, fence, stop_producer, transact
+from pipeline.streaming.memory import settle
 from pipeline.streaming.owner import Owner
 from pipeline.tables.hashes import murmur2_partitions, text_rows
 from pipeline.topic_names import Topics
@@ -106,8 +106,8 @@ def same(found: list[Partition], wanted: list[Partition]) -> bool:
 
 def main(users: int = 1_000_000, each: int = 6) -> None:
     definitions = load(DEFAULT_FILE)
-    gc.set_threshold(*GC_THRESHOLDS)
     warm_up(definitions)
+    settle()
     with EmbeddedKafka() as kafka:
         client = {"bootstrap_servers": kafka.bootstrap}
         ensure_topics({"bootstrap_servers": [kafka.bootstrap]}, TOPICS, PARTITIONS)

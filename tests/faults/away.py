@@ -26,8 +26,9 @@ from pipeline.definitions_file import loads
 from pipeline.files import Keyed
 from pipeline.replay import new_producer, send
 from pipeline.sinks.catalog import install
-from tests.clickhouse_server import ClickHouseServer
+from tests.clickhouse_server import ClickHouseServer, free_port
 from tests.faults.rig import PARTITIONS, Day, Rig
+from tests.faults.soak import state_bytes
 
 USERS = 100_000
 MINUTE_MS = 60_000
@@ -140,11 +141,13 @@ def main() -> None:
             try:
                 rig.prepare()
                 install(rig.warehouse, loads(DEFINITIONS), 2)
-                memory = Memory(psutil.Process(rig.start(SHOPSTREAM_DEFINITIONS=str(definitions)).pid))
+                port = free_port()
+                worker = rig.start(SHOPSTREAM_DEFINITIONS=str(definitions), SHOPSTREAM_METRICS_PORT=str(port))
+                memory = Memory(psutil.Process(worker.pid))
                 producer = Producer(kafka.bootstrap, rig.topics.clickstream, options.rate)
                 rig.until(lambda: applied(rig, rig.topics.clickstream) >= 10 * options.rate, 120, "the first ten seconds applied")
                 time.sleep(BEFORE_SECONDS)
-                before, memory.largest = memory.now, 0
+                before, memory.largest, state_before = memory.now, 0, state_bytes(port)
                 console.print(f"at work: {applied(rig, rig.topics.clickstream):,} applied, memory {before / MIB:.0f} MiB")
                 server.kill()
                 for minute in range(1, round(options.minutes) + 1):
@@ -166,12 +169,13 @@ def main() -> None:
                 producer.stop()
                 rig.until(lambda: applied(rig, rig.topics.clickstream) == producer.sent, 120, "everything applied")
                 rig.until(lambda: said(rig) == producer.truth(), 10, "every number as the producer counted it")
+                state = state_bytes(port)
                 rig.stop_workers()
             finally:
                 rig.close()
     console.print(
         f"caught up after {seconds:.1f} s at {rate:,.0f} events/s, {rate / options.rate:.1f} times the rate they came at; memory {before / MIB:.0f} → at most "
-        f"{memory.largest / MIB:.0f} MiB (+{(memory.largest - before) / MIB:.0f}); {producer.sent:,} events, {len(producer.truth())} numbers as counted"
+        f"{memory.largest / MIB:.0f} MiB (+{(memory.largest - before) / MIB:.0f}), of it the state's {state_before / MIB:.0f} → {state / MIB:.0f} MiB; {producer.sent:,} events, {len(producer.truth())} numbers as counted"
     )
 
 

@@ -104,11 +104,14 @@ class ClickHouseServer:
     """A server that can be stopped and started again on the same port and data.
 
     `databases`: the ones its limited user `worker` may use (18.16 lets nobody create others with that user). Start it in the main thread:
-    the kernel ends it with the thread that started it. `extra`: XML for the configuration.
+    the kernel ends it with the thread that started it. `extra`: XML for the configuration. `within`: where its own folder is made, the
+    system's temporary folder by default.
     """
 
-    def __init__(self, databases: tuple[str, ...] = ("shopstream",), time_zone: str = "UTC", extra: str = "") -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="shopstream-clickhouse-"))
+    def __init__(
+        self, databases: tuple[str, ...] = ("shopstream",), time_zone: str = "UTC", extra: str = "", within: Path | None = None
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="shopstream-clickhouse-", dir=within))
         self.password = secrets.token_urlsafe(16)
         self.port = free_port()
         for name in ("data", "tmp", "user_files", "format_schemas"):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.cache import kernel_cache
+from tests.faults import disk
 from tests.faults.conftest import Build
 from tests.faults.rig import Day
 
@@ -20,17 +19,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", folder], check=False, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a full disk needs a file system of its own, and mounting one is not allowed here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def fill(folder: Path) -> None:
-    with (folder / "ballast").open("ab", buffering=0) as file, contextlib.suppress(OSError):  # ends with: no space left on device
-        while file.write(bytes(1 << 12)):
-            pass
+    with disk.small(folder, 512):
+        yield folder
 
 
 def test_full_disk_under_a_worker_changes_nothing(build: Build, small_day: Day, small_disk: Path) -> None:
@@ -40,7 +30,7 @@ def test_full_disk_under_a_worker_changes_nothing(build: Build, small_day: Day, 
     worker = rig.start()
     rig.produce_aside(0.6)
     rig.while_applying()
-    fill(small_disk)
+    disk.fill(small_disk)
     rig.produce_aside(0.8)
     rig.settle()
     worker.terminate()
@@ -51,7 +41,7 @@ def test_full_disk_under_a_worker_changes_nothing(build: Build, small_day: Day, 
 
 
 def test_kernels_that_can_not_be_kept_stop_the_worker_at_the_start(build: Build, small_day: Day, small_disk: Path) -> None:
-    fill(small_disk)
+    disk.fill(small_disk)
     rig = build(events=small_day)
     worker = rig.start(SHOPSTREAM_CACHE=str(small_disk))
     assert worker.wait(60) == 1, rig.log

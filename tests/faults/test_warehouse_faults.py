@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.warehouse import SinkRefused, SinkUnavailable
 from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer
+from tests.faults import disk
 from tests.faults.conftest import Build
 from tests.faults.proxy import Proxy
 from tests.faults.rig import PARTITIONS, Day, Rig
@@ -217,21 +217,13 @@ def test_column_of_another_type_stops_the_worker_and_skips_nothing(build: Build,
 
 
 @pytest.fixture
-def small_disk() -> Iterator[ClickHouseServer]:
-    """A server whose data have a file system of 256 MiB to themselves."""
+def small_disk(tmp_path: Path) -> Iterator[ClickHouseServer]:
+    """A server on a file system of 256 MiB."""
     clickhouse_server.require()
-    server = ClickHouseServer()
-    data = server.folder / "data"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", data], check=False, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a full disk needs a file system of its own, and mounting one is not allowed here: {mounted.stderr.strip()}")
-    try:
-        with server:
-            yield server
-            server.kill()
-            subprocess.run(["umount", data], check=True)
-    finally:
-        subprocess.run(["umount", data], check=False, capture_output=True)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with disk.small(folder, 256), ClickHouseServer(within=folder) as server:
+        yield server
 
 
 def test_full_disk_of_the_server_is_waited_for(build: Build, small_disk: ClickHouseServer) -> None:
@@ -239,10 +231,7 @@ def test_full_disk_of_the_server_is_waited_for(build: Build, small_disk: ClickHo
     worker = rig.start()
     rig.produce_aside(0.4)
     rig.while_applying()
-    ballast = small_disk.folder / "data" / "ballast"
-    with ballast.open("wb") as file, contextlib.suppress(OSError):  # ends with: no space left on device
-        while file.write(bytes(1 << 16)):
-            file.flush()
+    ballast = disk.fill(small_disk.folder)
     rig.produce(0.7)
     rig.until(lambda: "does not take rows" in rig.log, 60, "the disk is full")
     time.sleep(3)

@@ -11,13 +11,14 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import aiokafka
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from pipeline.changelog import ChangelogError, Reader, Sealed
+from pipeline.decode import Record
 from pipeline.partition import Partition
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import STANDBYS_DISCARDED
@@ -31,17 +32,6 @@ START_SECONDS = 30.0
 FETCH_BYTES = 2 << 20  # of each partition, beside what is being applied
 
 
-class ChangelogRecord(Protocol):
-    """What is read of a consumer's record."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-
-
 class Standby:
     """A partition as of `offset` of its changelog. Nothing here waits, but applying what was read takes its time."""
 
@@ -50,7 +40,7 @@ class Standby:
         self.offset = 0  # of the first record that was not read
         self._reader = Reader()
 
-    def follow(self, records: Sequence[ChangelogRecord]) -> None:
+    def follow(self, records: Sequence[Record]) -> None:
         """Apply the next committed records. Raises ChangelogError when they do not follow; then the standby is of no use any more."""
         self._read((record.key, record.value) for record in records)
         self.offset = records[-1].offset + 1

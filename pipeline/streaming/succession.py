@@ -51,7 +51,7 @@ class Succession:
 
     async def finish(self) -> None:
         """At an orderly end: what was withheld goes out with the last flush, if it is time. What does not work now, the next owner does."""
-        if any(owned.partition.following for owned in self._owner.owned.values()):
+        if any(owned.partition.letters.beside for owned in self._owner.owned.values()):
             try:
                 await asyncio.wait_for(self.look(), FINISH_SECONDS)
             except (SinkUnavailable, SinkRefused, *KAFKA_TROUBLE) as error:
@@ -65,15 +65,15 @@ class Succession:
             self._owner.outdated.set()
             return
         shown = revision == self._owner.topics.revision
-        following = [owned for owned in self._owner.owned.values() if owned.partition.following]
-        if following and self._follows:
+        beside = [owned for owned in self._owner.owned.values() if owned.partition.letters.beside]
+        if beside and self._follows:
             known: Offsets = await self._in_thread(positions, self._warehouse, self._follows[0].revision)
-            for owned in following:
+            for owned in beside:
                 number = owned.partition.number
                 if shown:
                     await self._succeed(owned, known.get(number, {}))
                 else:
-                    owned.partition.dealt_with(known.get(number, {}))
+                    owned.partition.letters.dealt_with(known.get(number, {}))
         await self._release(shown)
 
     async def _succeed(self, owned: Owned, known: dict[str, int]) -> None:
@@ -89,10 +89,10 @@ class Succession:
         end = await seal(self._owner.client, follows[0], number, self._owner.topics.revision)
         if end is None:
             return known, []
-        if not end.following or len(follows) == 1:
+        if not end.beside or len(follows) == 1:
             return end.positions, []
         before, unsent = await self._end(number, follows[1:], {})
-        return end.positions, unsent + [letter for letter in end.withheld if letter[1][2] >= before.get(letter[1][0], 0)]
+        return end.positions, unsent + [letter for letter in end.withheld if letter.row.offset >= before.get(letter.row.topic, 0)]
 
     async def _release(self, shown: bool) -> None:
         """Let the horizon move once every partition has read what was there at the beginning, and then what others have sent on to it."""

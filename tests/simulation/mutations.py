@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from pipeline.changelog import ChangelogError, NamedArrays, Part
-from pipeline.partition import Flush, OutRecord, Partition, Run, TopicState, _Delta
+from pipeline.partition import Flush, OutRecord, Partition, Run, TopicState
+from pipeline.partition.replica import Delta
 from pipeline.sinks.warehouse import SinkUnavailable
 from pipeline.streaming.standby import Standby
 from schemas.rows import Rows
@@ -327,7 +328,7 @@ class Increments(Worker):
 
 
 class _ReplaySkipping(Partition):
-    def _replay(self, deltas: Sequence[_Delta]) -> None:
+    def _replay(self, deltas: Sequence[Delta]) -> None:
         apply = self.board.apply
         if deltas[0].n % 2:
             self.board.apply = lambda columns, user=None: None  # type: ignore[method-assign, assignment, misc, return-value]
@@ -336,7 +337,7 @@ class _ReplaySkipping(Partition):
 
 
 class _DuplicatesForgotten(Partition):
-    def _replay(self, deltas: Sequence[_Delta]) -> None:
+    def _replay(self, deltas: Sequence[Delta]) -> None:
         remember = self.board.seen.remember
         self.board.seen.remember = lambda event_id, ts: None  # type: ignore[method-assign]
         super()._replay(deltas)
@@ -344,13 +345,13 @@ class _DuplicatesForgotten(Partition):
 
 
 class _OneWatermark(Partition):
-    def _judge_lateness(self, ts: Any, watermark: int) -> Any:
-        return super()._judge_lateness(ts, max([watermark, *(state.watermark for state in self.states.values())]))
+    def _judge_lateness(self, ts: Any, watermark: int, mixed: bool) -> Any:
+        return super()._judge_lateness(ts, max([watermark, *(state.watermark for state in self.states.values())]), mixed)
 
 
 class _RejectsForgotten(Partition):
-    def _load(self, n: int, meta: Any, arrays: NamedArrays) -> None:
-        super()._load(n, meta, arrays)
+    def _load(self, n: int, position: Any, arrays: NamedArrays) -> None:
+        super()._load(n, position, arrays)
         self._rejects = []
 
 

@@ -40,7 +40,11 @@ def test_numbers_are_right_after_any_of_twenty_thousand_schedules() -> None:
 
 @pytest.mark.parametrize("broken", MUTATIONS)
 def test_broken_protocol_is_noticed(broken: str) -> None:
-    assert first_failure(MUTATIONS[broken]), f"not noticed within {ENOUGH} schedules: {broken}"
+    failure = first_failure(MUTATIONS[broken])
+    assert failure, f"not noticed within {ENOUGH} schedules: {broken}"
+    assert not isinstance(failure.error, (TypeError, AttributeError)), (
+        "what was noticed is that the breakage does not fit the code any more"
+    )
 
 
 def first_failure(breakage: Breakage) -> Failure | None:

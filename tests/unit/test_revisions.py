@@ -63,7 +63,7 @@ def changelog(*flushes: Flush) -> list[tuple[bytes | None, bytes | None]]:
 
 def test_what_was_rejected_before_the_older_one_ended_is_not_sent_and_what_came_after_is_sent_once() -> None:
     subject = beside()
-    subject.dealt_with({"clickstream": 1})
+    subject.letters.dealt_with({"clickstream": 1})
     subject.offer(run(Fake(0, BAD, None), Fake(1, BAD, None), Fake(2, BAD, None), event(3, "view_item", T0)))
     first = flush(subject)
     assert letters(first) == []
@@ -85,13 +85,13 @@ def test_what_is_withheld_outlives_a_restart() -> None:
     first = flush(subject)
     again = Partition(0, 1, DEFINITIONS, TOPICS)
     again.restore(changelog(first))
-    assert again.following
+    assert again.letters.beside
     again.succeed({"clickstream": 1})
     second = flush(again)
     assert len(letters(second)) == 1
     once_more = Partition(0, 1, DEFINITIONS, TOPICS)
     once_more.restore(changelog(first, second))
-    assert not once_more.following
+    assert not once_more.letters.beside
     once_more.offer(run(Fake(2, BAD, None)))
     assert len(letters(flush(once_more))) == 1
 
@@ -102,7 +102,7 @@ def test_end_of_a_changelog_says_what_was_never_sent() -> None:
     records = changelog(flush(subject))
     end = end_of(records)
     assert end is not None
-    assert (end.positions, end.following, [row[2] for _, row in end.withheld]) == ({"clickstream": 2}, True, [0])
+    assert (end.positions, end.beside, [letter.row.offset for letter in end.withheld]) == ({"clickstream": 2}, True, [0])
     assert end_of([]) is None
     with pytest.raises(Sealed, match="revision 2"):
         end_of([*records, (SEALED, b"2")])

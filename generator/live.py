@@ -7,11 +7,12 @@ In: a seed and the number of new visitors a day. Out: `Sent` messages, each with
 from __future__ import annotations
 
 import heapq
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from generator.catalog import items
 from generator.incidents import DAY_MS, HOUR_MS, Incidents
@@ -119,9 +120,7 @@ class LiveShop:
         topic, ts, body = event
         rng, faults = self._rng, self.faults
         number = self._number()
-        value = json.dumps(
-            {"event_id": f"{topic[0]}{number:08x}", "event": body["event"], "ts": ts, **body}, separators=(",", ":")
-        ).encode()
+        value = msgspec.json.encode({"event_id": f"{topic[0]}{number:08x}", "event": body["event"], "ts": ts, **body})
         fact = Fact(topic, ts, body)
         key = body["user_id"]
 

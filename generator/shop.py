@@ -5,11 +5,12 @@ In: a seed and sizes. Out: `Message`s. Called by `generator.sample`, the demo, a
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from generator.catalog import items
 from generator.visits import DAY_MS, HOUR_MS, Visitor
@@ -52,9 +53,7 @@ def shop(seed: int, users: int, days: int, start_ms: int = START_MS, faults: Fau
 def _sent(rng: random.Random, number: int, event: tuple[str, int, dict[str, Any]], faults: Faults) -> Iterator[Message]:
     topic, ts, body = event
     key = body["user_id"].encode()
-    value = json.dumps(
-        {"event_id": f"{topic[0]}{number:08x}", "event": body.pop("event"), "ts": ts, **body}, separators=(",", ":")
-    ).encode()
+    value = msgspec.json.encode({"event_id": f"{topic[0]}{number:08x}", "event": body.pop("event"), "ts": ts, **body})
     arrival = ts + 500 + int(rng.expovariate(1 / 1500))
     if rng.random() < faults.late:
         arrival = ts + min(int(rng.lognormvariate(13.5, 1.5)), faults.latest_ms)

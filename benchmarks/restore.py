@@ -25,10 +25,10 @@ from generator.bench import START_MS, events
 from pipeline.definitions import Definitions
 from pipeline.definitions_file import DEFAULT_FILE, load
 from pipeline.partition import Options, Partition, Run
-from pipeline.streaming.app import warm_up
 from pipeline.streaming.changelog import delete_before, fence, stop_producer, transact
 from pipeline.streaming.memory import settle
 from pipeline.streaming.owner import Owner
+from pipeline.streaming.warm_up import warm_up
 from pipeline.tables.hashes import murmur2_partitions, text_rows
 from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics

@@ -9,7 +9,8 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.partition import ContinuityError, Options
 from pipeline.streaming.account import Account
-from pipeline.streaming.flushes import Flusher, FlushOptions
+from pipeline.streaming.flushes import Flusher
+from pipeline.streaming.options import FlushOptions
 from pipeline.streaming.owner import Owned, Owner
 from tests.unit.test_partition import DEFINITIONS, T0, TOPICS, event, partition, run
 

@@ -35,15 +35,6 @@ def create_app(options: WorkerOptions, definitions: Definitions, datadir: str) -
         broker_commit_interval=3600.0,
         autodiscover=False,
     )
-    owner = app.tables.owner = Owner(
-        {"bootstrap_servers": options.bootstrap, **options.security.aiokafka()},
-        definitions,
-        options.topics,
-        options.partition,
-        options.accept_deleted,
-        options.transaction_seconds,
-        options.moved,
-        options.standby_partitions,
-    )
+    owner = app.tables.owner = Owner(definitions, options)
     bind_agents(app, options.topics, owner)
     return app

@@ -79,7 +79,7 @@ class Flusher:
             reach("before_commit")
             try:
                 work = transact(owned.producer, flush.records, self.owner.topics.changelog)
-                first = await asyncio.wait_for(work, self.owner.transaction_seconds)
+                first = await asyncio.wait_for(work, self.owner.options.transaction_seconds)
             except BaseException as error:  # cancelled too: whether the changelog has the flush is not known then
                 if self.owner.owned.get(number) is owned:
                     self.owner.lost(number, error)

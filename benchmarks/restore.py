@@ -25,10 +25,11 @@ from generator.bench import START_MS, events
 from pipeline.definitions import Definitions
 from pipeline.definitions_file import DEFAULT_FILE, load
 from pipeline.partition import Options, Partition, Run
-from pipeline.streaming.app import warm_up
 from pipeline.streaming.changelog import delete_before, fence, stop_producer, transact
 from pipeline.streaming.memory import settle
+from pipeline.streaming.options import WorkerOptions
 from pipeline.streaming.owner import Owner
+from pipeline.streaming.warm_up import warm_up
 from pipeline.tables.hashes import murmur2_partitions, text_rows
 from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
@@ -87,9 +88,9 @@ async def _flush(client: dict[str, Any], partition: Partition, producer: Any) ->
         await delete_before(client, TopicPartition(TOPICS.changelog, partition.number), first)
 
 
-async def take_over(client: dict[str, Any], definitions: Definitions) -> tuple[list[Partition], float, float]:
+async def take_over(bootstrap: str, definitions: Definitions) -> tuple[list[Partition], float, float]:
     """The partitions, wall and CPU seconds until all are owned."""
-    owner = Owner(client, definitions, TOPICS, Options())
+    owner = Owner(definitions, WorkerOptions(bootstrap, TOPICS))
     began, cpu = time.monotonic(), time.process_time()
     owner.assigned([TopicPartition(topic, number) for topic in TOPICS.sources for number in range(PARTITIONS)])
     while owner.taking:  # noqa: ASYNC110  nobody tells
@@ -118,7 +119,7 @@ def main(users: int = 1_000_000, each: int = 6) -> None:
         sizes = f"snapshots {snapshots >> 20} MB, deltas since {deltas >> 20} MB"
         console.print(f"{applied:,} events, {users_:,} users; {sizes}", highlight=False)
         for round_ in range(3):
-            restored, wall, cpu = asyncio.run(take_over(client, definitions))
+            restored, wall, cpu = asyncio.run(take_over(kafka.bootstrap, definitions))
             assert same(restored, written)
             del restored
             console.print(f"round {round_ + 1}: {wall:.1f} s, {cpu:.1f} CPU s", highlight=False)

@@ -5,7 +5,6 @@ In: seeded events as a fetch brings them, a flush every other run, as a worker d
 
 from __future__ import annotations
 
-import gc
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from generator.bench import START_MS, events
 from pipeline.definitions import Definitions
 from pipeline.definitions_file import load
 from pipeline.partition import Partition, Run
+from pipeline.streaming.memory import settle
 
 USERS = 100_000
 RUN = 16_000  # what a fetch brings of a partition
@@ -174,10 +174,10 @@ def main(total: int = 1_920_000) -> None:
         file = Path(folder) / "bench.toml"
         file.write_text(DEFINITIONS)
         definitions = load(file)
-    gc.set_threshold(100_000, 50, 1000)  # as the worker does
     start = time.process_time()
     measure(definitions, 4 * RUN)
     print(f"compiling or loading the kernels, and a warm-up: {time.process_time() - start:.1f} CPU s")
+    settle()  # as the worker does
     rounds = [measure(definitions, total) for _ in range(ROUNDS)]
     medians = {name: statistics.median(parts[name] for parts, _ in rounds) for name in rounds[0][0]}
     print(f"{total:,} events of 255 bytes, {USERS:,} users (Zipf 0.8), one partition, runs of {RUN:,}; CPU µs an event")

@@ -15,6 +15,7 @@ from pipeline.topic_names import Topics
 if TYPE_CHECKING:
     from pipeline.sinks.revisions import Revision
     from pipeline.sinks.warehouse import Warehouse
+    from pipeline.streaming.options import WorkerOptions
 
 log = logging.getLogger("shopstream")
 T = TypeVar("T")
@@ -98,7 +99,7 @@ def admin_arguments(settings: Settings) -> dict[str, Any]:
     return arguments
 
 
-def options_at(settings: Settings, ancestry: list[Revision]) -> Any:
+def options_at(settings: Settings, ancestry: list[Revision]) -> WorkerOptions:
     """A worker's options at a revision: the first of its ancestry."""
     options, names, one = worker_options(settings), topic_names(settings), ancestry[0]
     return replace(
@@ -110,10 +111,10 @@ def options_at(settings: Settings, ancestry: list[Revision]) -> Any:
     )
 
 
-def worker_options(settings: Settings) -> Any:
+def worker_options(settings: Settings) -> WorkerOptions:
     from pipeline.partition import Options
-    from pipeline.streaming.app import Security, WorkerOptions
-    from pipeline.streaming.flushes import FlushOptions
+    from pipeline.streaming.options import FlushOptions, WorkerOptions
+    from pipeline.streaming.security import Security
 
     return WorkerOptions(
         settings.broker,
@@ -139,4 +140,4 @@ def worker_options(settings: Settings) -> Any:
 
 def aiokafka_arguments(settings: Settings) -> dict[str, Any]:
     """aiokafka's arguments."""
-    return {"bootstrap_servers": settings.broker, **worker_options(settings).security.aiokafka()}
+    return worker_options(settings).client()

@@ -131,7 +131,7 @@ def worker(
     from pipeline.definitions_version import at_revision
     from pipeline.sinks import revisions
     from pipeline.sinks.catalog import install
-    from pipeline.streaming.app import GO_OVER, run_worker
+    from pipeline.streaming.worker import GO_OVER, run_worker
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it is still starting it owns nothing
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)

@@ -69,10 +69,6 @@ def retention_names(warehouse: Warehouse) -> list[str]:
     return [str(name) for (name,) in warehouse.query("SELECT DISTINCT retention FROM current_retentions ORDER BY retention")]
 
 
-def kpi_names(warehouse: Warehouse) -> list[str]:
-    return [str(name) for (name,) in warehouse.query("SELECT DISTINCT kpi FROM current_kpis ORDER BY kpi")]
-
-
 def check_name(kind: str, name: str, known: Sequence[str]) -> None:
     """Raises UnknownName unless `name` is one of `known`."""
     if name in known:

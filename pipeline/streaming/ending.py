@@ -10,10 +10,14 @@ from typing import Any, NoReturn
 from pipeline.changelog import ChangelogError
 from pipeline.sinks.warehouse import SinkRefused
 from pipeline.streaming.changelog import TransactionRefused
+from pipeline.streaming.crash import GroupRefused
 
 log = logging.getLogger("shopstream.worker")
 
 OUT_OF_MEMORY = "out of memory. Nothing is lost: give the worker more, or start more workers (each holds the state of its partitions), and start it again"
+SAY_ALL = (SinkRefused, ChangelogError, TransactionRefused, GroupRefused)
+"""Errors whose message is all there is to know: no trace is shown."""
+UNKNOWN_TABLE = "Code: 60"  # ClickHouse's
 
 
 def end_process(message: str, error: BaseException | None = None) -> NoReturn:
@@ -21,10 +25,25 @@ def end_process(message: str, error: BaseException | None = None) -> NoReturn:
     try:
         if _ran_out(error):
             message = f"{message.removesuffix(': ')}: {OUT_OF_MEMORY}"
-        log.critical(message, exc_info=None if isinstance(error, (SinkRefused, ChangelogError, TransactionRefused)) else error)
+        log.critical(message, exc_info=None if isinstance(error, SAY_ALL) else error)
         logging.shutdown()
     finally:  # whatever stands in the way of saying so
         os._exit(1)
+
+
+def end_for(error: BaseException | None) -> NoReturn:
+    """End the process for the error that something which runs for ever has ended with."""
+    if isinstance(error, SinkRefused):
+        end_process(f"the worker ends: {error}; {_remedy(error)}", error)
+    if isinstance(error, GroupRefused):
+        end_process(f"the worker ends: {error}", error)
+    end_process(f"the worker ends: {error!r}", error)
+
+
+def _remedy(error: SinkRefused) -> str:
+    if UNKNOWN_TABLE in str(error):
+        return "if it was dropped: `shopstream migrate --repair` makes it again, `shopstream rebuild --from earliest` fills it"
+    return "nothing is lost: mend that (`shopstream doctor` checks the warehouse) and start again"
 
 
 def _ran_out(error: BaseException | None) -> bool:

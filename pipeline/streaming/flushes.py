@@ -1,6 +1,6 @@
 """The two loops that take results out: a Kafka transaction a partition every interval, and one insert a warehouse table for what was committed.
 
-`streaming.app` runs them beside Faust; `Owner` has the partitions.
+`streaming.worker` runs them beside Faust; `Owner` has the partitions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,13 @@ from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
 from pipeline.streaming.changelog import transact
 from pipeline.streaming.ending import end_process
 from pipeline.streaming.faults import reach
+from pipeline.streaming.options import FlushOptions
 from pipeline.streaming.owner import Owned, Owner
 from pipeline.telemetry.metrics import FLUSH_SECONDS, INSERT_SECONDS, INSERTED_ROWS, SINK_ERRORS, SINK_RETRIES
 from pipeline.telemetry.watched import Watch
 from schemas.rows import Rows
 
 log = logging.getLogger("shopstream.flushes")
-
-
-@dataclass(frozen=True, slots=True)
-class FlushOptions:
-    """How often to flush; how long the sink may lag before consumption waits for it; when a caught-up topic holds no watermark back (0: never)."""
-
-    interval_seconds: float = 0.5
-    sink_lag_seconds: float = 60.0
-    idle_seconds: float = 60.0
-    commit_seconds: float = 5.0
 
 
 class Flusher:
@@ -89,7 +79,7 @@ class Flusher:
             reach("before_commit")
             try:
                 work = transact(owned.producer, flush.records, self.owner.topics.changelog)
-                first = await asyncio.wait_for(work, self.owner.transaction_seconds)
+                first = await asyncio.wait_for(work, self.owner.options.transaction_seconds)
             except BaseException as error:  # cancelled too: whether the changelog has the flush is not known then
                 if self.owner.owned.get(number) is owned:
                     self.owner.lost(number, error)

@@ -1,6 +1,6 @@
 """How a worker's memory stays flat: what the collector and the allocator must be told by a process that lives for months.
 
-`streaming.app` calls `settle` once after the warm-up and runs `keep_small` beside Faust. Measured by `python -m tests.faults.soak`.
+`streaming.warm_up` calls `settle` at its end, `streaming.worker` runs `keep_small` beside Faust. Measured by `python -m tests.faults.soak`.
 """
 
 from __future__ import annotations

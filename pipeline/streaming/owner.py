@@ -19,11 +19,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from pipeline.changelog import ChangelogError, Sealed
 from pipeline.definitions import Definitions
-from pipeline.partition import BrakesOn, ContinuityError, Options, Partition, Run
+from pipeline.partition import BrakesOn, ContinuityError, Partition, Run
 from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import (
     ANSWER_SECONDS,
-    TRANSACTION_SECONDS,
     Recovery,
     delete_before,
     fence,
@@ -32,10 +31,10 @@ from pipeline.streaming.changelog import (
     stop_producer,
 )
 from pipeline.streaming.ending import end_process
+from pipeline.streaming.options import WorkerOptions
 from pipeline.streaming.standby import Standbys
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import FLUSH_ERRORS, RETAKEN
-from pipeline.topic_names import Topics
 
 log = logging.getLogger("shopstream.owner")
 
@@ -62,24 +61,11 @@ class Owned:
 class Owner:
     """All partitions of one worker."""
 
-    def __init__(
-        self,
-        client: dict[str, Any],
-        definitions: Definitions,
-        topics: Topics,
-        options: Options,
-        accept_deleted: bool = False,
-        transaction_seconds: float = TRANSACTION_SECONDS,
-        moved: bool = False,
-        standby_partitions: int = 0,
-    ) -> None:
-        self.client = client  # aiokafka's bootstrap_servers and security arguments
+    def __init__(self, definitions: Definitions, options: WorkerOptions) -> None:
         self.definitions = definitions
-        self.topics = topics
         self.options = options
-        self.accept_deleted = accept_deleted
-        self.moved = moved  # some users' events are in partitions that are not theirs
-        self.transaction_seconds = transaction_seconds
+        self.client = options.client()
+        self.topics = options.topics
         self.owned: dict[int, Owned] = {}
         self.wanted: set[int] = set()  # what the group has assigned to us
         self.held = True  # while the group rebalances, nothing is read or flushed
@@ -88,7 +74,7 @@ class Owner:
         self.recoveries: dict[int, Recovery] = {}
         self.rebalances = 0
         self.meter = Meter()
-        self.standbys = Standbys(client, topics, standby_partitions, self._empty, self.meter)
+        self.standbys = Standbys(self.client, self.topics, options.standby_partitions, self._empty, self.meter)
         self.consumer: Any = None  # the transport's, once it has been made
         self.sink_ready = asyncio.Event()  # cleared while consumption waits for the warehouse
         self.sink_ready.set()
@@ -190,7 +176,9 @@ class Owner:
 
     async def _take(self, number: int) -> None:
         self.recoveries[number] = recovery = Recovery()
-        producer = await fence(self.client, f"{self.topics.app_id}-{number}", self.transaction_seconds)  # so the changelog's end is the end
+        producer = await fence(
+            self.client, f"{self.topics.app_id}-{number}", self.options.transaction_seconds
+        )  # so the changelog's end is the end
         try:
             partitions = await self._count_partitions(producer)
             partition = await self._from_standby(number, partitions, recovery) or await self._from_changelog(number, partitions, recovery)
@@ -213,7 +201,7 @@ class Owner:
         elif self.emptied is not None:
             await self._begin_anew(self.emptied, number, recovery)
         if not records and self.topics.revision:
-            partition.begin_beside(self.moved)
+            partition.begin_beside(self.options.moved)
         return partition
 
     async def _from_standby(self, number: int, partitions: int, recovery: Recovery) -> Partition | None:
@@ -232,7 +220,7 @@ class Owner:
             return None
 
     def _empty(self, number: int, partitions: int) -> Partition:
-        return Partition(number, partitions, self.definitions, self.topics, self.options)
+        return Partition(number, partitions, self.definitions, self.topics, self.options.partition)
 
     async def _begin_anew(self, emptied: Callable[[int], Coroutine[Any, Any, None]], number: int, recovery: Recovery) -> None:
         try:
@@ -287,7 +275,7 @@ class Owner:
 
     def _skip(self, partition: Partition, tp: TopicPartition, position: int, first: int) -> None:
         told = f"{tp.topic}[{tp.partition}]: the events at offsets {position} to {first - 1} were deleted by the topic's retention before they were read"
-        if not self.accept_deleted:
+        if not self.options.accept_deleted:
             raise EventsDeleted(
                 f"{told}. Raise retention.ms; to go on without these events set SHOPSTREAM_ACCEPT_DELETED_EVENTS=true for one start."
             )

@@ -1,7 +1,7 @@
 """Whether the worker makes progress: committed offsets held against the ends of the topics, asked of the broker by a client of its own.
 
 A worker that is stuck ends itself, and whatever supervises it starts it again: a restart is exact. An outage of Kafka or of the warehouse, a rebalance,
-a restore, a slow transaction and brakes are reasons to wait; none of them is being stuck. `streaming.app` runs it; its view of the ends feeds the lag metrics.
+a restore, a slow transaction and brakes are reasons to wait; none of them is being stuck. `streaming.worker` runs it; its view of the ends feeds the lag metrics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`/metrics`, `/healthz` and `/readyz` on the worker's own event loop: when the loop stands still, nothing answers, and that is an answer.
 
-In: functions that say the text, the health and the readiness. Called by `streaming.app`. Loopback unless a setting says otherwise; answers hold no secret.
+In: functions that say the text, the health and the readiness. Called by `streaming.worker`. Loopback unless a setting says otherwise; answers hold no secret.
 """
 
 from __future__ import annotations

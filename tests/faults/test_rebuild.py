@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.revisions import in_force
@@ -58,6 +58,18 @@ def ended(process: subprocess.Popen[str], code: int | None = 0, seconds: float =
     return said
 
 
+def admin_of(rig: Rig) -> closing[Any]:
+    return closing(connect({"bootstrap_servers": rig.servers}))
+
+
+def caught_up(rig: Rig, share: float) -> subprocess.Popen[bytes]:
+    """A worker, the day up to this share in the warehouse."""
+    worker = rig.start()
+    rig.produce(share)
+    rig.settle()
+    return worker
+
+
 @contextmanager
 def watched(rig: Rig) -> Iterator[list[dict[str, int]]]:
     """What readers see all the time: users of each funnel's first step, and the events applied."""
@@ -84,11 +96,8 @@ def watched(rig: Rig) -> Iterator[list[dict[str, int]]]:
 def test_new_definitions_are_computed_beside_live_workers_and_swapped_in(build: Build, some_day: Day) -> None:
     rig = build(events=some_day)
     rig.start()
-    rig.start()
-    rig.produce(0.5)
-    rig.settle()
+    caught_up(rig, 0.5)
     rig.definitions = CHANGED
-    _ = rig.definitions_file
     with watched(rig) as seen:
         rig.produce_aside(0.8)
         print(ended(rebuild(rig)))
@@ -119,19 +128,16 @@ def backed_up_and_restored(rig: Rig) -> None:
     ended(command(rig, "backup", folder))
     rig.warehouse.query(f"DROP DATABASE {rig.name.replace('-', '_')}")
     changelog = rig.topics.at(1).changelog
-    admin = KafkaAdminClient(bootstrap_servers=[rig.bootstrap])
-    admin.delete_topics([changelog])
-    rig.until(lambda: changelog not in admin.list_topics(), 30, "the changelog is deleted")
-    admin.close()
+    with admin_of(rig) as admin:
+        admin.delete_topics([changelog])
+        rig.until(lambda: changelog not in admin.list_topics(), 30, "the changelog is deleted")
     ended(command(rig, "restore", folder))
     assert f"present  {changelog}" in ended(command(rig, "topics"))
 
 
 def test_interrupted_at_any_moment_nothing_changes_and_the_same_command_goes_on(build: Build, some_day: Day) -> None:
     rig = build(events=some_day)
-    live = rig.start()
-    rig.produce(0.7)
-    rig.settle()
+    live = caught_up(rig, 0.7)
     for name in ("SHOPSTREAM_FAULT", ""):
         rig.settings = {name: "before_insert:2:stop"} if name else {}
         running = rebuild(rig)
@@ -154,20 +160,16 @@ def test_interrupted_at_any_moment_nothing_changes_and_the_same_command_goes_on(
 
 def forgotten(rig: Rig, revision: int) -> None:
     """A worker that ended itself is a member until its session is over; a rebuild would wait for it to go over."""
-    admin = connect({"bootstrap_servers": rig.servers})
-    rig.until(lambda: not members(admin, rig.topics.at(revision).app_id), 30, "the group has forgotten the worker that ended")
-    admin.close()
+    with admin_of(rig) as admin:
+        rig.until(lambda: not members(admin, rig.topics.at(revision).app_id), 30, "the group has forgotten the worker that ended")
 
 
 def test_partitions_added_and_a_table_dropped(build: Build, some_day: Day) -> None:
     rig = build(events=some_day)
-    rig.start()
-    rig.produce(0.5)
-    rig.settle()
+    caught_up(rig, 0.5)
     rig.stop_workers()
-    admin = KafkaAdminClient(bootstrap_servers=[rig.bootstrap])
-    admin.create_partitions(dict.fromkeys((rig.topics.clickstream, rig.topics.orders), PARTITIONS + 1))
-    admin.close()
+    with admin_of(rig) as admin:
+        admin.create_partitions(dict.fromkeys((rig.topics.clickstream, rig.topics.orders), PARTITIONS + 1))
     rig.partitions = PARTITIONS + 1
     rig.produce(0.8)
     worker = rig.start()
@@ -177,9 +179,7 @@ def test_partitions_added_and_a_table_dropped(build: Build, some_day: Day) -> No
     forgotten(rig, 0)
     said = ended(rebuild(rig))
     assert "revision 1 is in force, but no worker runs" in said
-    worker = rig.start()
-    rig.produce(0.9)
-    rig.settle()
+    worker = caught_up(rig, 0.9)
 
     rig.warehouse.query("DROP TABLE kpi_cells")
     rig.produce(1)
@@ -194,9 +194,7 @@ def test_partitions_added_and_a_table_dropped(build: Build, some_day: Day) -> No
 
 def test_from_a_date_leaves_earlier_windows_alone_and_says_from_when_it_can_be_done(build: Build, some_day: Day) -> None:
     rig = build(events=some_day)
-    rig.start()
-    rig.produce(0.9)
-    rig.settle()
+    caught_up(rig, 0.9)
     first, *_, last = sorted({key[1] for key in some_day.truth[0]})
     delete_before_the_middle(rig)
     said = ended(rebuild(rig, "--from", iso(first)), 2)
@@ -222,14 +220,9 @@ def test_from_a_date_leaves_earlier_windows_alone_and_says_from_when_it_can_be_d
 
 def delete_before_the_middle(rig: Rig) -> None:
     """Retention has taken the first half of each partition."""
-    consumer = KafkaConsumer(bootstrap_servers=[rig.bootstrap])
-    ends = consumer.end_offsets(
-        [TopicPartition(topic, p) for topic in (rig.topics.clickstream, rig.topics.orders) for p in range(PARTITIONS)]
-    )
-    consumer.close()
-    admin = KafkaAdminClient(bootstrap_servers=[rig.bootstrap])
-    admin.delete_records({place: end // 2 for place, end in ends.items()})
-    admin.close()
+    places = [TopicPartition(topic, p) for topic in (rig.topics.clickstream, rig.topics.orders) for p in range(PARTITIONS)]
+    with closing(KafkaConsumer(bootstrap_servers=rig.servers)) as consumer, admin_of(rig) as admin:
+        admin.delete_records({place: end // 2 for place, end in consumer.end_offsets(places).items()})
 
 
 def iso(ms: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,20 @@ def change_profile(rig: Rig, proxy: Proxy, settings: str = "") -> None:
     proxy.cut_all()
 
 
+def through(proxy: Proxy, rig: Rig) -> Rig:
+    """The rig, with its workers' connections to the warehouse led through the proxy."""
+    rig.warehouse_url = rig.url.replace(str(rig.server.port), str(proxy.port))
+    return rig
+
+
+def at_work(rig: Rig, share: float) -> subprocess.Popen[bytes]:
+    """A worker in the middle of the day up to this share."""
+    worker = rig.start()
+    rig.produce_aside(share)
+    rig.while_applying()
+    return worker
+
+
 def test_server_down_at_the_start_and_killed_in_the_middle(build: Build, fragile: ClickHouseServer) -> None:
     rig = build(clickhouse=fragile, settings={"SHOPSTREAM_SINK_LAG_SECONDS": "1"})
     fragile.stop()
@@ -69,8 +84,7 @@ def test_server_down_at_the_start_and_killed_in_the_middle(build: Build, fragile
 
 def test_replies_lost_after_the_insert_was_applied(build: Build, fragile: ClickHouseServer) -> None:
     with Proxy(fragile.port) as proxy:
-        rig = build(clickhouse=fragile)
-        rig.warehouse_url = rig.url.replace(str(fragile.port), str(proxy.port))
+        rig = through(proxy, build(clickhouse=fragile))
         rig.start()
         for part in range(1, 5):
             inserting = False
@@ -95,8 +109,7 @@ def test_inserts_that_come_again_after_hundreds_of_others_change_nothing(build: 
     """A network that holds inserts back for longer than any deduplication window, while the worker runs and after it has ended."""
 
     with Proxy(server.port) as proxy:
-        rig = build(events=small_day, settings={"SHOPSTREAM_FLUSH_SECONDS": "0.05"})
-        rig.warehouse_url = rig.url.replace(str(server.port), str(proxy.port))
+        rig = through(proxy, build(events=small_day, settings={"SHOPSTREAM_FLUSH_SECONDS": "0.05"}))
         rig.start()
         rig.produce(0.2)
         rig.while_applying()
@@ -121,9 +134,7 @@ def test_inserts_that_come_again_after_hundreds_of_others_change_nothing(build: 
 
 def test_worker_ended_while_the_server_is_away_loses_nothing(build: Build, fragile: ClickHouseServer) -> None:
     rig = build(clickhouse=fragile)
-    worker = rig.start()
-    rig.produce_aside(0.6)
-    rig.while_applying()
+    worker = at_work(rig, 0.6)
     fragile.kill()
     rig.produce_aside(0.7)
     rig.until(lambda: "does not take rows" in rig.log, 60, "rows wait for the warehouse")
@@ -155,11 +166,8 @@ def test_too_many_parts_slows_down_and_loses_nothing(build: Build, fragile: Clic
 
 def test_memory_limit_of_the_server_is_waited_for(build: Build, small_day: Day, fragile: ClickHouseServer) -> None:
     with Proxy(fragile.port) as proxy:
-        rig = build(clickhouse=fragile, events=small_day)
-        rig.warehouse_url = rig.url.replace(str(fragile.port), str(proxy.port))
-        worker = rig.start()
-        rig.produce_aside(0.4)
-        rig.while_applying()
+        rig = through(proxy, build(clickhouse=fragile, events=small_day))
+        worker = at_work(rig, 0.4)
         change_profile(rig, proxy, "<max_memory_usage>1</max_memory_usage>")
         rig.produce(0.7)
         rig.until(lambda: "Code: 241" in rig.log, 60, "the memory limit is hit")
@@ -171,11 +179,8 @@ def test_memory_limit_of_the_server_is_waited_for(build: Build, small_day: Day, 
 
 def test_read_only_server_stops_the_worker_and_nothing_is_skipped(build: Build, small_day: Day, fragile: ClickHouseServer) -> None:
     with Proxy(fragile.port) as proxy:
-        rig = build(clickhouse=fragile, events=small_day)
-        rig.warehouse_url = rig.url.replace(str(fragile.port), str(proxy.port))
-        worker = rig.start()
-        rig.produce_aside(0.4)
-        rig.while_applying()
+        rig = through(proxy, build(clickhouse=fragile, events=small_day))
+        worker = at_work(rig, 0.4)
         change_profile(rig, proxy, "<readonly>1</readonly>")
         rig.produce(0.7)
         assert worker.wait(60) == 1, rig.log
@@ -201,9 +206,7 @@ def test_wrong_password_stops_at_once(build: Build, fragile: ClickHouseServer) -
 
 def test_column_of_another_type_stops_the_worker_and_skips_nothing(build: Build, fragile: ClickHouseServer) -> None:
     rig = build(clickhouse=fragile)
-    worker = rig.start()
-    rig.produce_aside(0.6)
-    rig.while_applying()
+    worker = at_work(rig, 0.6)
     rig.warehouse.query("RENAME TABLE rejects TO rejects_kept")
     rig.warehouse.query("CREATE TABLE rejects (topic Array(UInt8), partition UInt32) ENGINE = Memory")
     rig.produce(0.9)
@@ -228,9 +231,7 @@ def small_disk(tmp_path: Path) -> Iterator[ClickHouseServer]:
 
 def test_full_disk_of_the_server_is_waited_for(build: Build, small_disk: ClickHouseServer) -> None:
     rig = build(clickhouse=small_disk)
-    worker = rig.start()
-    rig.produce_aside(0.4)
-    rig.while_applying()
+    worker = at_work(rig, 0.4)
     ballast = disk.fill(small_disk.folder)
     rig.produce(0.7)
     rig.until(lambda: "does not take rows" in rig.log, 60, "the disk is full")
@@ -243,9 +244,7 @@ def test_full_disk_of_the_server_is_waited_for(build: Build, small_disk: ClickHo
 
 def test_table_dropped_stops_the_worker_until_it_is_there_again(build: Build, fragile: ClickHouseServer) -> None:
     rig = build(clickhouse=fragile)
-    worker = rig.start()
-    rig.produce_aside(0.6)
-    rig.while_applying()
+    worker = at_work(rig, 0.6)
     rig.warehouse.query("RENAME TABLE kpi_cells TO gone")
     rig.produce(0.9)
     assert worker.wait(60) == 1, rig.log

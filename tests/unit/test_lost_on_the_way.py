@@ -7,9 +7,10 @@ import asyncio
 import pytest
 from aiokafka.structs import TopicPartition
 
-from pipeline.partition import ContinuityError, Options
+from pipeline.partition import ContinuityError
 from pipeline.streaming.account import Account
-from pipeline.streaming.flushes import Flusher, FlushOptions
+from pipeline.streaming.flushes import Flusher
+from pipeline.streaming.options import FlushOptions, WorkerOptions
 from pipeline.streaming.owner import Owned, Owner
 from tests.unit.test_partition import DEFINITIONS, T0, TOPICS, event, partition, run
 
@@ -25,7 +26,7 @@ class SilentProducer:
 
 
 def owner_of_one(starts_at: int) -> Owner:
-    owner = Owner({}, DEFINITIONS, TOPICS, Options())
+    owner = Owner(DEFINITIONS, WorkerOptions("nowhere", TOPICS))
     mine = partition()
     owner.owned[0] = Owned(mine, SilentProducer(), Account(mine, owner.meter))
     tp = TopicPartition("clickstream", 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from pipeline.definitions_file import load
 from pipeline.partition import Partition, Run
 from pipeline.streaming.account import Account
 from pipeline.streaming.changelog import Recovery
+from pipeline.streaming.options import WorkerOptions
 from pipeline.streaming.owner import Owned, Owner
 from pipeline.streaming.readings import WorkerState
 from pipeline.streaming.standby import Standby
@@ -33,7 +33,7 @@ def event(i: int, ts: int = SECONDS) -> Record:
 
 def worker(records: list[Record], commit: bool = True) -> WorkerState:
     """A worker that owns one partition which has applied `records`."""
-    owner = Owner({}, load(None), SimpleNamespace(sources=("clickstream", "orders", "r"), clickstream="clickstream"), None)  # type: ignore[arg-type]
+    owner = Owner(load(None), WorkerOptions("nowhere"))
     partition = Partition(0, 1, owner.definitions)
     account = Account(partition, owner.meter)
     owner.owned[0] = Owned(partition, None, account, joined=True)

@@ -2,7 +2,7 @@
 
 While both run, the newer one's rejects are withheld: the older one sends the dead letters. Once the newer one is in force, its owner of a partition
 closes the older one's changelog: that fences its owner, tells for good how far it came, and whoever wants to go on with it finds out. From there on the
-newer one sends the dead letters: each is sent once. `streaming.app` runs it; `shopstream rebuild` decides when (`pipeline.cli.rebuild`).
+newer one sends the dead letters: each is sent once. `streaming.worker` runs it; `shopstream rebuild` decides when (`pipeline.cli.rebuild`).
 """
 
 from __future__ import annotations

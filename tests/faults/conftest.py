@@ -10,11 +10,19 @@ import pytest
 
 from embedded.cluster import EmbeddedCluster
 from embedded.kafka import EmbeddedKafka
+from pipeline.definitions_file import loads
+from pipeline.streaming.warm_up import warm_up
 from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer
-from tests.faults.rig import SEED, Day, Rig, make_day
+from tests.faults.rig import DEFINITIONS, SEED, Day, Rig, make_day
 
 Build = Callable[..., Rig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels() -> None:
+    """Compiled before the first case's time runs: that takes a minute, once."""
+    warm_up(loads(DEFINITIONS))
 
 
 @pytest.fixture(scope="session")

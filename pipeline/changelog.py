@@ -8,7 +8,7 @@ unnecessary. The first flush of a partition is a snapshot. `pipeline.partition` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -71,8 +71,8 @@ def pack(key: bytes, flush: int, meta: Any, arrays: NamedArrays, level: int = 1)
     return [(key, msgspec.msgpack.encode(Part(flush, i, count, data[i * PART_BYTES : (i + 1) * PART_BYTES]))) for i in range(count)]
 
 
-def unpack(data: bytes, meta_type: type[T]) -> tuple[T, NamedArrays]:
-    """The meta and the arrays that `pack` was given."""
+def unpack(data: bytes, decode_meta: Callable[[bytes], T]) -> tuple[T, NamedArrays]:
+    """The meta, decoded with a msgpack decoder made for its type, and the arrays that `pack` was given."""
     decompress = zstandard.ZstdDecompressor().decompress
     head, at = _head(data)
     arrays: NamedArrays = {}
@@ -80,16 +80,16 @@ def unpack(data: bytes, meta_type: type[T]) -> tuple[T, NamedArrays]:
         raw = decompress(data[at : at + item.packed])
         arrays[item.name] = np.frombuffer(raw, np.dtype(item.dtype)).reshape(item.shape).copy()  # writable, as kernels are compiled for
         at += item.packed
-    return msgspec.msgpack.decode(head.meta, type=meta_type), arrays
+    return decode_meta(head.meta), arrays
 
 
 class Sealed(Exception):
     """The partition has gone over to another revision: nobody may go on with this changelog."""
 
 
-def unpack_meta(data: bytes, meta_type: type[T]) -> T:
+def unpack_meta(data: bytes, decode_meta: Callable[[bytes], T]) -> T:
     """The meta alone."""
-    return msgspec.msgpack.decode(_head(data)[0].meta, type=meta_type)
+    return decode_meta(_head(data)[0].meta)
 
 
 def _head(data: bytes) -> tuple[_Head, int]:

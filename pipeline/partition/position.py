@@ -60,6 +60,11 @@ class Position(msgspec.Struct):
         return {topic: state.next_offset for topic, state in self.topics.items()}
 
 
+decode_position = msgspec.msgpack.Decoder(Position).decode
+"""Made here, where one thread imports it, and not in the restores' threads: msgspec (0.22) makes what it knows of a type at first use, step by step, and a
+second thread that decodes meanwhile reads what is not there yet and the process dies (SIGSEGV). Its threads are said to be safe (msgspec issue 401)."""
+
+
 class End(NamedTuple):
     """Where a changelog ends. positions: next offset by source topic. withheld: what a partition that is still `beside` another has not sent."""
 
@@ -76,5 +81,5 @@ def end_of(records: Iterable[tuple[bytes | None, bytes | None]]) -> End | None:
     entries = reader.take()
     if not entries:
         return None
-    position = unpack_meta(entries[-1].data, Position)
+    position = unpack_meta(entries[-1].data, decode_position)
     return End(position.offsets, position.beside, position.withheld)

@@ -12,7 +12,7 @@ from pipeline.columns import Columns
 from pipeline.definitions import Definitions
 from pipeline.partition.letters import Letters, RejectRow
 from pipeline.partition.messages import Options
-from pipeline.partition.position import Position, TopicState
+from pipeline.partition.position import Position, TopicState, decode_position
 from pipeline.tables.board import Board
 from pipeline.topic_names import Topics
 
@@ -71,14 +71,14 @@ class Replica:
         a cell that one of them raises and the next one lowers again must be sent again.
         """
         waiting: list[Delta] = []
-        confirmed = unpack_meta(entries[-1].data, Position).sunk if entries else 0
+        confirmed = unpack_meta(entries[-1].data, decode_position).sunk if entries else 0
         costs = [len(entry.data) * (1 if entry.snapshot else DELTA_COST) for entry in entries]
         done, total = 0, sum(costs)
         for entry, cost in zip(entries, costs, strict=True):
             if progress is not None:
                 progress(done / total)
             done += cost
-            position, arrays = unpack(entry.data, Position)
+            position, arrays = unpack(entry.data, decode_position)
             if entry.snapshot:
                 self._load(entry.flush, position, arrays)
                 self._snapshot_bytes, self._delta_bytes = len(entry.data), 0

@@ -57,6 +57,7 @@ class Recovery:
     started: float = field(default_factory=time.monotonic)
     seconds: float | None = None  # once it is done
     source: str = ""  # what the state was made from, in words
+    asks: bool = False  # the warehouse has to say whether the partition may begin anew
 
     @property
     def ratio(self) -> float:

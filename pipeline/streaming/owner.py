@@ -223,12 +223,15 @@ class Owner:
         return Partition(number, partitions, self.definitions, self.topics, self.options.partition)
 
     async def _begin_anew(self, emptied: Callable[[int], Coroutine[Any, Any, None]], number: int, recovery: Recovery) -> None:
+        recovery.asks = True
         try:
             await emptied(number)
         except ChangelogError:
             if await grew(self.client, TopicPartition(self.topics.changelog, number), recovery.end):
                 raise TimeoutError(f"partition {number}: another worker has taken it over meanwhile") from None
             raise
+        finally:
+            recovery.asks = False
 
     async def _count_partitions(self, producer: Any) -> int:
         """Partitions of the source topics, asked of the broker: with a wrong count every user would seem to be in the wrong place."""

@@ -1,7 +1,8 @@
 """Whether the worker makes progress: committed offsets held against the ends of the topics, asked of the broker by a client of its own.
 
 A worker that is stuck ends itself, and whatever supervises it starts it again: a restart is exact. An outage of Kafka or of the warehouse, a rebalance,
-a restore, a slow transaction and brakes are reasons to wait; none of them is being stuck. `streaming.worker` runs it; its view of the ends feeds the lag metrics.
+a restore, a slow transaction and brakes are reasons to wait; none of them is being stuck, unless a rebalance or a restore does not move itself while Kafka
+answers. `streaming.worker` runs it; its view of the ends feeds the lag metrics.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ log = logging.getLogger("shopstream.watchdog")
 PROBE_SECONDS = 15.0
 ANSWER_SECONDS = 10.0
 BEAT_SECONDS = 1.0
+TAKING_SECONDS = 120.0
+"""A rebalance waits a minute for members that do not come back, a restore does not tell of the loading of one snapshot: more than that is being stuck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Watchdog:
     _consumer: Any = None
     _probed: float | None = None
     _takes: dict[int, float] = field(default_factory=dict)  # when each partition was last taken over, as of the last probe
+    _taking: object = None  # how far rebalance and restores were at the last probe, None when there is nothing to take over
+    _taking_since: float = 0.0
     _condemned: bool = False
 
     async def run(self) -> None:
@@ -98,14 +103,14 @@ class Watchdog:
 
     async def look(self) -> None:
         """One probe and its verdict."""
-        tps = self.owner.source_partitions(self.owner.owned)
+        tps = self.owner.source_partitions(self.owner.owned or [0])  # asked in any case: whether Kafka answers
         try:
             ends = await self._ends(tps)
         except Exception as error:
             log.debug("the ends of the topics are not known: %r", error)
             self.owner.meter.count(PROBE_ERRORS)
             await self._drop()
-            self.stalls, self._probed, self._condemned = {}, None, False
+            self.stalls, self._probed, self._taking, self._condemned = {}, None, None, False
             return
         self.judge(ends)
 
@@ -113,17 +118,39 @@ class Watchdog:
         """Hold the ends (last stable offsets, of the owned partitions) against what is committed. Two verdicts in a row end the process."""
         now = self.clock()
         if self._probed is not None and now - self._probed > 3 * (self.probe_seconds + ANSWER_SECONDS):
-            self.stalls = {}  # the process itself was stopped for a while: nobody looked
+            self.stalls, self._taking = {}, None  # the process itself was stopped for a while: nobody looked
         self._probed = now
         seen = {tp: self._see(tp, end) for tp, end in ends.items()}
         self._takes = {number: recovery.started for number, recovery in self.owner.recoveries.items()}
         self.stalls = stalls_after(self.stalls, seen, now)
-        found = stuck(self.stalls, now, self.seconds) if self.seconds else []
+        taking = self._how_far_taken()
+        if taking is None or taking != self._taking:
+            self._taking, self._taking_since = taking, now
+        found = self._verdict()
         if found and self._condemned:
-            self.end(f"stuck: {self._told(found)}; the worker ends so that it is started again")
+            self.end(f"stuck: {found}; the worker ends so that it is started again")
         elif found:
-            log.error("no progress: %s", self._told(found))
+            log.error("no progress: %s", found)
         self._condemned = bool(found)
+
+    def _how_far_taken(self) -> object:
+        """Equal to what it was before when neither the rebalance nor a restore has moved; None when nothing is to be taken over, or the warehouse is asked first."""
+        owner = self.owner
+        recoveries = {number: owner.recoveries[number] for number in owner.taking if number in owner.recoveries}
+        if (not owner.held and not owner.taking) or any(recovery.asks for recovery in recoveries.values()):
+            return None
+        return owner.held, owner.rebalances, {number: (r.started, r.position, r.applied) for number, r in recoveries.items()}
+
+    def _verdict(self) -> str:
+        """What is stuck, '' when nothing is."""
+        if not self.seconds:
+            return ""
+        found = self._told(stuck(self.stalls, self.clock(), self.seconds))
+        standing = self.clock() - self._taking_since
+        if not found and self._taking is not None and standing >= max(self.seconds, TAKING_SECONDS):
+            what = "the group has been rebalancing" if self.owner.held else "taking over partitions has not gone on"
+            return f"{what} for {standing:.0f} s while Kafka answers"
+        return found
 
     def _see(self, tp: TopicPartition, end: int) -> Seen:
         owned = self.owner.owned.get(tp.partition)
@@ -156,16 +183,14 @@ class Watchdog:
 
     def health(self) -> State:
         """Not good once something is stuck."""
-        found = stuck(self.stalls, self.clock(), self.seconds or float("inf"))
+        found = self._verdict()
         details = {
             "stalled": {f"{tp.topic}[{tp.partition}]": round(self.stalled_seconds(tp), 1) for tp in sorted(self.stalls)},
             "last_probe_seconds_ago": None if self._probed is None else round(self.clock() - self._probed, 1),
         }
-        return State(not found, self._told(found) if found else "committed offsets move, or there is a reason to wait", details)
+        return State(not found, found or "committed offsets move, or there is a reason to wait", details)
 
     async def _ends(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
-        if not tps:
-            return {}
         if self._consumer is None:
             consumer = aiokafka.AIOKafkaConsumer(**self.owner.client, isolation_level="read_committed", enable_auto_commit=False)
             self._consumer = consumer

@@ -41,6 +41,8 @@ SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
 PARTITIONS = 4
 SESSION_SECONDS = 6
 SETTLE_SECONDS = 120.0
+CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
+"""Return codes that no fault of ours explains."""
 LATEST_MS = 20 * 3_600_000
 DEFINITIONS = DEFAULT_FILE.read_text().replace('windows = ["1m", "1h", "1d"]', 'windows = ["1h", "1d"]')
 """The bundled ones without minutes: half a million rows a case would test the patience only."""
@@ -199,6 +201,7 @@ class Rig:
         """Wait for it. Fails with the workers' logs."""
         deadline = time.monotonic() + seconds
         while not done():
+            self.check_no_crash()
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what}: not within {seconds:.0f} s (SHOPSTREAM_TEST_SEED={SEED})\n{self.log[-6000:]}")
             time.sleep(0.1)
@@ -248,8 +251,12 @@ class Rig:
 
     def check(self) -> None:
         """Every number of every report, the accounts, the dead letters in the warehouse and in Kafka: all as the day has them."""
+        self.check_no_crash()
         self.check_warehouse()
         assert self.dead_letters() == self.day.bad
+
+    def check_no_crash(self) -> None:
+        assert not any(worker.poll() in CRASHES for worker in self.workers), f"a worker has crashed\n{self.log[-6000:]}"
 
     def check_warehouse(self) -> None:
         """All of it but the dead letters in Kafka."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.msgpack import decode
 
 from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, Entry, Reader, pack, unpack
 
@@ -23,7 +24,7 @@ def read(*flushes: Records) -> list[Entry]:
 
 def test_arrays_come_back_equal_aligned_and_writable() -> None:
     arrays = {"a": np.arange(7, dtype=np.uint8), "b": np.arange(12, dtype=np.int64).reshape(6, 2), "empty": np.zeros((0, 3), np.int32)}
-    meta, back = unpack(read(pack(SNAPSHOT, 1, [1, "x"], arrays))[0].data, list)
+    meta, back = unpack(read(pack(SNAPSHOT, 1, [1, "x"], arrays))[0].data, decode)
     assert meta == [1, "x"]
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype
@@ -36,7 +37,7 @@ def test_a_large_flush_is_cut_into_parts_and_joined() -> None:
     records = flush(SNAPSHOT, 1, 400_000)
     assert len(records) > 3
     assert all(len(value) < 1_000_000 for _, value in records)
-    _, arrays = unpack(read(records)[0].data, dict)
+    _, arrays = unpack(read(records)[0].data, decode)
     assert np.array_equal(arrays["noise"], np.random.default_rng(1).integers(0, 2**62, 400_000))
 
 

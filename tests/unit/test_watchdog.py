@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.structs import TopicPartition
 
+from pipeline.streaming.changelog import Recovery
 from pipeline.streaming.watchdog import LoopGuard, Seen, Stalls, Watchdog, probe_seconds, stalls_after, stuck
 from tests.unit.test_metrics import event, worker
 
@@ -75,6 +76,38 @@ def test_ends_a_worker_that_stands_still() -> None:
     assert "clickstream[0] has been at offset 1 of 100" in ended[0]
 
 
+def test_ends_a_worker_whose_group_never_settles_while_kafka_answers() -> None:
+    dog, ended, clock = watched(held=True)
+    probe(dog, clock, 120)
+    assert dog.health().good
+    probe(dog, clock, 150)
+    assert "rebalancing for 1" in ended[0]
+
+
+def test_ends_a_worker_whose_restore_never_goes_on() -> None:
+    dog, ended, clock = watched(wanted={0, 1}, recoveries={0: Recovery(seconds=0.1), 1: Recovery(end=500)})
+    for position in range(1, 10):
+        dog.owner.recoveries[1].position = position
+        probe(dog, clock, clock.now + 60, end=1)
+    assert not ended, "it goes on"
+    probe(dog, clock, clock.now + 150, end=1)
+    assert "taking over" in ended[0]
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        {"wanted": {0, 1}, "recoveries": {0: Recovery(seconds=0.1), 1: Recovery(asks=True)}},
+        {"wanted": set(), "owned": {}, "recoveries": {}},
+    ],
+    ids=["the warehouse is asked", "a spare worker"],
+)
+def test_has_patience_with_one_that_has_nothing_to_take_over_now(why: dict[str, Any]) -> None:
+    dog, ended, clock = watched(**why)
+    probe(dog, clock, 1000, end=1)
+    assert not ended
+
+
 def test_never_ends_one_that_has_read_everything() -> None:
     dog, ended, clock = watched()
     probe(dog, clock, 1000, end=1)
@@ -82,9 +115,9 @@ def test_never_ends_one_that_has_read_everything() -> None:
     assert dog.health().good
 
 
-@pytest.mark.parametrize("reason", ["held", "braked", "warehouse", "taken again", "transaction"])
+@pytest.mark.parametrize("reason", ["braked", "warehouse", "taken again", "transaction", "rebalances"])
 def test_never_ends_one_that_has_a_reason_to_wait(reason: str) -> None:
-    dog, ended, clock = watched(held=reason == "held")
+    dog, ended, clock = watched(held=reason == "rebalances")
     owner = dog.owner
     if reason == "braked":
         owner.owned[0].braked.add("clickstream")
@@ -95,6 +128,8 @@ def test_never_ends_one_that_has_a_reason_to_wait(reason: str) -> None:
     for _ in range(60):
         if reason == "taken again":
             owner.recoveries[0].started += 1
+        if reason == "rebalances":
+            owner.rebalances += 1
         probe(dog, clock, clock.now + 15)
     assert not ended
 

@@ -30,6 +30,23 @@ from pipeline.streaming.owner import Owner
 async def offer(self, run): pass
 Owner.offer = offer
 """
+KEPT = """
+from pipeline.streaming.owner import Owner
+close = Owner.close
+async def told(self):
+    print("acknowledged offsets kept:", sum(map(len, self.consumer._acked.values())), flush=True)
+    await close(self)
+Owner.close = told
+"""
+SLOW_RESTORE = """
+import time
+from pipeline.partition import Partition
+restore = Partition.restore
+def slowly(self, *arguments):
+    time.sleep(8)
+    restore(self, *arguments)
+Partition.restore = slowly
+"""
 
 
 @pytest.fixture(scope="module")
@@ -315,3 +332,34 @@ def test_a_worker_that_stands_still_is_not_healthy_and_ends_itself(place: Place)
         assert "the worker ends so that it is started again" in place.log
     finally:
         worker.process.kill()
+
+
+def test_a_worker_keeps_no_list_of_what_it_has_applied(place: Place) -> None:
+    """Faust's compiled streams do, of topics that are acknowledged: its own commit empties it, and nobody calls that here."""
+    worker = place.start(KEPT)
+    try:
+        for part in range(3):
+            place.produce(sample_records()[100 * part : 100 * (part + 1)])
+            until(place.applied, 60, f"everything applied\n{place.log}")
+        assert worker.stop() == 0, place.log
+        assert "acknowledged offsets kept: 0" in place.log
+    finally:
+        worker.process.kill()
+
+
+def test_a_restore_that_outlasts_the_session_keeps_the_worker_in_the_group(place: Place) -> None:
+    """aiokafka sends no heartbeat before its listener has returned."""
+    place.produce(sample_records()[300:350])
+    workers = [place.start()]
+    try:
+        until(place.applied, 60, f"everything applied\n{place.log}")
+        assert workers[0].stop() == 0, place.log
+        workers.append(worker := place.start(SLOW_RESTORE))
+        until(worker.ready, 60, f"ready\n{place.log}")
+        time.sleep(2)
+        assert worker.value("shopstream_recovery_seconds", partition="0") > 8
+        assert worker.value("shopstream_rebalances_total") == 1
+        assert worker.stop() == 0, place.log
+    finally:
+        for one in workers:
+            one.process.kill()

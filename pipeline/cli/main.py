@@ -136,7 +136,8 @@ def worker(
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it is still starting it owns nothing
     settings = load_settings(broker=broker, warehouse=warehouse, definitions=definitions)
-    faulthandler.enable()  # a crash in compiled code is told, too
+    if sys.__stderr__:
+        faulthandler.enable(sys.__stderr__)  # a crash in compiled code is told, too
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for noisy in ("faust", "mode", "aiokafka", "kafka", "numba", "pipeline.streaming"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

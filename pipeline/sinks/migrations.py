@@ -22,7 +22,7 @@ MODERN = (20, 3)
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\(([^{}]*)\))?\}")
-_RACES = ("TABLE_ALREADY_EXISTS", "Code: 57", "Code: 82", "Code: 81", "Code: 76", "Code: 107", "Code: 219")
+_RACES = ("TABLE_ALREADY_EXISTS", "Code: 57", "Code: 60", "Code: 82", "Code: 81", "Code: 76", "Code: 107", "Code: 219")
 _COLUMN_THERE = "column with this name already exists"
 ATTEMPTS = 20
 RETRY_SECONDS = 0.1

@@ -29,8 +29,11 @@ def refuse_memory(rig: Rig, worker: subprocess.Popen[bytes]) -> None:
 
 
 def test_memory_is_refused_at_a_random_moment(build: Build) -> None:
-    """While it restores, applies, flushes or inserts: the worker ends with a clear word, or needs no more than it has."""
-    rig = build()
+    """While it restores, applies, flushes or inserts: the worker ends with a clear word, or needs no more than it has.
+
+    Or zstandard crashes, which does not ask everywhere whether it got what it wanted (python-zstandard issue 298).
+    """
+    rig = build(may_crash=True)
     rig.produce(0.5)
     codes: list[int | None] = []
     for number in range(ROUNDS):

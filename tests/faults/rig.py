@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -244,9 +244,10 @@ class Rig:
         finally:
             consumer.close()
 
-    def finish(self) -> None:
-        """Settle, end the workers in order, check."""
+    def finish(self, lived: Iterable[subprocess.Popen[bytes]] = ()) -> None:
+        """Settle, end the workers in order, check. lived: workers that must have come through it all."""
         self.settle()
+        assert all(worker.poll() is None for worker in lived), self.log
         self.stop_workers()
         self.check()
 

@@ -51,10 +51,7 @@ def test_broker_killed_and_started_again(build: Build, fragile: EmbeddedKafka, s
             assert answer.status == 200, "an outage is not being stuck"
     bring_back(rig, fragile)
     rig.produce_aside(1)
-    rig.settle()
-    assert all(worker.poll() is None for worker in workers), rig.log
-    rig.stop_workers()
-    rig.check()
+    rig.finish(lived=workers)
     assert rig.log.count("\n") < 600, "an outage does not flood the log"
 
 
@@ -92,10 +89,7 @@ def test_full_disk_of_the_broker_ends_it_and_nothing_else(build: Build, on_a_sma
     ballast.unlink()
     bring_back(rig, on_a_small_disk)
     rig.produce_aside(1)
-    rig.settle()
-    assert all(worker.poll() is None for worker in workers), rig.log
-    rig.stop_workers()
-    rig.check()
+    rig.finish(lived=workers)
 
 
 def test_broker_is_not_there_yet(build: Build, fragile: EmbeddedKafka) -> None:

@@ -114,10 +114,7 @@ def test_leaders_move_while_events_are_applied(build_on_three: BuildOnThree, adm
     for by in (1, 2):
         move_leaders(admin, rig, by)
     rig.produce_aside(1)
-    rig.settle()
-    assert all(worker.poll() is None for worker in workers), rig.log
-    rig.stop_workers()
-    rig.check()
+    rig.finish(lived=workers)
 
 
 def test_broker_is_lost_for_good(build_on_three: BuildOnThree, admin: KafkaAdminClient, cluster: EmbeddedCluster) -> None:
@@ -129,10 +126,7 @@ def test_broker_is_lost_for_good(build_on_three: BuildOnThree, admin: KafkaAdmin
     lost.kill()
     wait_until_led_without(admin, rig, lost)
     rig.produce_aside(1)
-    rig.settle()
-    assert all(worker.poll() is None for worker in workers), rig.log
-    rig.stop_workers()
-    rig.check()
+    rig.finish(lived=workers)
     assert not lost.bootstrap
 
 

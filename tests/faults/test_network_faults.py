@@ -78,10 +78,7 @@ def test_connections_that_are_dead_without_a_word(build: Build, far: Far) -> Non
     rig.while_applying()
     far.proxy.forget()
     rig.produce_aside(1)
-    rig.settle()
-    assert all(worker.poll() is None for worker in workers), rig.log
-    rig.stop_workers()
-    rig.check()
+    rig.finish(lived=workers)
 
 
 def test_slow_network_costs_time_only(build: Build, far: Far) -> None:
@@ -111,7 +108,4 @@ def test_connections_reset_again_and_again(build: Build, far: Far) -> None:
         time.sleep(rig.random.expovariate(1.0))
         far.proxy.cut_all()
     rig.produce_aside(1)
-    rig.settle()
-    assert all(worker.poll() is None for worker in workers), rig.log
-    rig.stop_workers()
-    rig.check()
+    rig.finish(lived=workers)

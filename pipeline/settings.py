@@ -45,6 +45,13 @@ class Settings(BaseSettings):
         "clickhouse://default@127.0.0.1:9000/shopstream", description="chdb:///folder or clickhouse://user@host:port/database"
     )
     warehouse_password: SecretStr | None = Field(None, repr=False, description="never part of the URL")
+    pseudonym_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        repr=False,
+        description="with it no user id leaves Kafka: the warehouse gets a pseudonym for the key of a rejected record and not its bytes; "
+        "at least 16 characters",
+    )
     definitions: FilePath | None = Field(None, description="a shopstream.toml; the bundled default when not set")
     flush_seconds: float = Field(0.5, gt=0, le=60, description="between two transactions of a partition; rows follow at once")
     sink_lag_seconds: float = Field(60, gt=0, description="how long the warehouse may be away before consumption waits for it")
@@ -154,4 +161,4 @@ def _line(place: list[object], message: str) -> str:
 
 
 def _secrets() -> tuple[str, ...]:
-    return ("sasl_password", "warehouse_password")
+    return ("sasl_password", "warehouse_password", "pseudonym_secret")

@@ -113,6 +113,7 @@ def options_at(settings: Settings, ancestry: list[Revision]) -> WorkerOptions:
 
 def worker_options(settings: Settings) -> WorkerOptions:
     from pipeline.partition import Options
+    from pipeline.pseudonyms import Pseudonyms
     from pipeline.streaming.options import FlushOptions, WorkerOptions
     from pipeline.streaming.security import Security
 
@@ -135,6 +136,7 @@ def worker_options(settings: Settings) -> WorkerOptions:
         metrics_port=settings.metrics_port,
         stuck_seconds=settings.stuck_seconds,
         standby_partitions=settings.standby_partitions,
+        pseudonyms=Pseudonyms(settings.pseudonym_secret.get_secret_value().encode()) if settings.pseudonym_secret else None,
     )
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
 from rich.text import Text
 
 from pipeline.cli.clients import Failed, Wrong, admin_arguments, topic_names
@@ -24,7 +22,9 @@ from pipeline.cli.reading import (
     warehouse_url,
     write,
 )
+from pipeline.cli.resending import read_again, send
 from pipeline.definitions_file import load
+from pipeline.pseudonyms import is_withheld
 from pipeline.reports import queries
 from pipeline.reports.export import to_json
 from pipeline.reports.rejects import (
@@ -40,17 +40,15 @@ from pipeline.reports.rejects import (
 from pipeline.reports.render import reasons_line
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks.warehouse import Warehouse
-from pipeline.topic_names import LARGEST_MESSAGE
-from pipeline.topics import connect, partition_counts
 from schemas.rejects import Reason
 
 app = typer.Typer(no_args_is_help=True, help="Records that were not applied: look at them, send them again.", rich_markup_mode=None)
 MOST = 10_000
-SEND_SECONDS = 30
-SENT_AT_ONCE = 500
+GONE = "Kafka no longer holds it: its topic's retention has deleted it. Its dead-letter topic may still have it."
 
 TopicOption = Annotated[str | None, typer.Option(help="Only of this topic.")]
 ReasonOption = Annotated[str | None, typer.Option(help="Only of this reason, like malformed_json.")]
+BrokerOption = Annotated[str | None, typer.Option(help="Bootstrap servers; SHOPSTREAM_BROKER.", show_default=False)]
 SinceOption = Annotated[str | None, typer.Option(help="Only records sent at or after it: 2026-03-01 or 2026-03-01T14:00.", metavar="DATE")]
 
 
@@ -91,7 +89,11 @@ def show(
     partition: Annotated[int, typer.Argument(min=0, show_default=False)],
     offset: Annotated[int, typer.Argument(min=0, show_default=False)],
     everything: Annotated[bool, typer.Option("--all", help="All bytes, however many.")] = False,
+    from_kafka: Annotated[
+        bool, typer.Option("--from-kafka", help="Its key and bytes from Kafka: where user ids don't leave it, they are nowhere else.")
+    ] = False,
     warehouse: WarehouseOption = None,
+    broker: BrokerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """One record: why it was rejected, its key and its bytes. What a terminal would obey is shown escaped.
@@ -100,11 +102,15 @@ def show(
 
     Its exact bytes: shopstream rejects show clickstream 1 2389 --json | jq -r .rejects[0].raw | base64 -d
     """
-    settings = load_settings(warehouse=warehouse_url(warehouse))
+    settings = load_settings(warehouse=warehouse_url(warehouse), broker=broker)
     with reading(settings) as opened:
         found = find(opened, Wanted(topic, partition=partition, offset=offset), _zone(opened, settings), len(Reason), whole=True)
     if not found:
         raise Wrong(f"no reject of {topic} {partition} {offset}: `shopstream rejects list --topic {topic}` says which there are")
+    if from_kafka:
+        found, gone = read_again(admin_arguments(settings), found)
+        if gone:
+            raise Failed(GONE)
     if as_json:
         write(to_json({"rejects": [as_fields(reject) for reject in found]}))
         return
@@ -124,7 +130,7 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, send nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
     warehouse: WarehouseOption = None,
-    broker: Annotated[str | None, typer.Option(help="Bootstrap servers; SHOPSTREAM_BROKER.", show_default=False)] = None,
+    broker: BrokerOption = None,
 ) -> None:
     """Send rejected records back to the topic and partition they came from, with their key, byte for byte.
 
@@ -162,46 +168,16 @@ def replay(
     if dry_run:
         console.print(f"would send {len(good):,} records to {_places(good)}")
         return
+    withheld = [reject for reject in good if is_withheld(reject.key)]
+    if withheld:
+        again, gone = read_again(admin_arguments(settings), withheld)
+        good = [reject for reject in good if not is_withheld(reject.key)] + again
+        console.print(f"read again from Kafka, as user ids don't leave it: {len(again):,}" + (f"; gone there: {gone:,}" if gone else ""))
+    if not good:
+        raise Failed(GONE)
     _confirm(good, yes)
     sent = send(admin_arguments(settings), good)
     console.print(f"sent {sent:,} records to {_places(good)}")
-
-
-def send(client: dict[str, Any], rejects: list[Reject]) -> int:
-    """Every record to its topic partition, acknowledged by all replicas; how many. Raises Failed, which says how many were sent before."""
-    _check_partitions(client, rejects)
-    sent = 0
-    producer = None
-    try:
-        producer = KafkaProducer(**client, acks="all", max_block_ms=SEND_SECONDS * 1000, max_request_size=LARGEST_MESSAGE)
-        for at in range(0, len(rejects), SENT_AT_ONCE):
-            futures = [producer.send(r.topic, r.raw, key=r.key or None, partition=r.partition) for r in rejects[at : at + SENT_AT_ONCE]]
-            producer.flush(SEND_SECONDS)
-            for future in futures:
-                future.get(timeout=SEND_SECONDS)
-                sent += 1
-    except (KafkaError, OSError, ValueError) as error:
-        raise Failed(f"sent {sent:,} of {len(rejects):,} records, then Kafka refused: {error!r}. Doing it again is harmless.") from None
-    finally:
-        if producer is not None:
-            producer.close(5)
-    return sent
-
-
-def _check_partitions(client: dict[str, Any], rejects: list[Reject]) -> None:
-    admin = connect(client)
-    try:
-        counts = partition_counts(admin, sorted({reject.topic for reject in rejects}))
-    except KafkaError as error:
-        raise Failed(f"Kafka refused: {error}. Check the broker's address and the rights of the user.") from None
-    finally:
-        admin.close()
-    for reject in rejects:
-        if reject.partition >= counts[reject.topic]:
-            raise Failed(
-                f"{reject.topic} has {counts[reject.topic]} partitions, a reject came from partition {reject.partition}: is it the right broker "
-                "(SHOPSTREAM_BROKER)?"
-            )
 
 
 def _confirm(good: list[Reject], yes: bool) -> None:

@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.pseudonyms import is_withheld
 from pipeline.reports.render import FAINT, WIDE, reasons_line
 from pipeline.reports.text import moment, safe
 from pipeline.sinks.warehouse import Warehouse
@@ -43,7 +44,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A record that was not applied. key, raw: its bytes, None where they were not asked for; size: of the value kept, bytes; record_at: its time in Kafka."""
+    """A record that was not applied. key, raw: its bytes, None where they were not asked for (`pipeline.pseudonyms` says what they are where user ids
+    do not leave Kafka); size: of the value kept, bytes; record_at: its time in Kafka."""
 
     topic: str
     partition: int
@@ -156,7 +158,8 @@ def reject_panel(reject: Reject, everything: bool) -> RenderableType:
     table.add_row("cause", Text(safe(reject.cause)))
     table.add_row("key", Text(safe(reject.key)) if reject.key else Text("(none)", FAINT))
     rest = f"; the first {len(cut):,} are shown, --all shows the rest" if len(cut) < len(raw) else ""
-    table.add_row("value", Text(f"{len(raw):,} bytes{rest}", FAINT))
+    held = "in Kafka only, as user ids don't leave it: --from-kafka shows it" if is_withheld(reject.key) else f"{len(raw):,} bytes{rest}"
+    table.add_row("value", Text(held, FAINT))
     parts: list[RenderableType] = [table]
     if raw:
         parts.append(Text(safe(cut), overflow="fold"))

@@ -17,6 +17,7 @@ from aiokafka.structs import TopicPartition
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from pipeline.changelog import ChangelogError
+from pipeline.pseudonyms import Pseudonyms
 from pipeline.sinks.warehouse import SinkUnavailable, Warehouse
 from pipeline.streaming.changelog import transact
 from pipeline.streaming.ending import end_process
@@ -133,10 +134,11 @@ class Flusher:
 class Feeder:
     """Committed flushes → warehouse, with patience while it is away; after a while consumption waits for it."""
 
-    def __init__(self, owner: Owner, warehouse: Warehouse, options: FlushOptions) -> None:
+    def __init__(self, owner: Owner, warehouse: Warehouse, options: FlushOptions, pseudonyms: Pseudonyms | None = None) -> None:
         self.owner = owner
         self.warehouse = warehouse
         self.options = options
+        self.pseudonyms = pseudonyms
         self.watch = Watch(warehouse, owner.definitions, owner.meter)
         self.gave_up = False  # at the end: an insert may still hang in its thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
@@ -154,6 +156,8 @@ class Feeder:
         if not waiting:
             return False
         together = merged([one for _, _, one in waiting])
+        if self.pseudonyms and "rejects" in together:
+            together["rejects"] = self.pseudonyms.rejects(together["rejects"])
         started = time.monotonic()
         reach("before_insert")
         async for attempt in _patience(lambda state: self._away(started, state)):

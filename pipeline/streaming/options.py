@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.partition import Options
+from pipeline.pseudonyms import Pseudonyms
 from pipeline.streaming.changelog import TRANSACTION_SECONDS
 from pipeline.streaming.security import Security
 from pipeline.topic_names import Topics
@@ -40,6 +41,7 @@ class WorkerOptions:
     follows: tuple[Topics, ...] = ()  # of the revision that ours was begun beside, of the one before that, and so on
     moved: bool = False  # some users' events are in partitions that are not theirs
     standby_partitions: int = 0
+    pseudonyms: Pseudonyms | None = None  # none: the warehouse gets rejected records whole
 
     def client(self) -> dict[str, Any]:
         """aiokafka's bootstrap_servers and security arguments."""

@@ -69,7 +69,7 @@ class Worker:
         self._app.on_partitions_revoked.connect(self._flush_before_the_group_goes_on)
         self._owner: Owner = self._app.tables.owner
         self._flusher = Flusher(self._owner, options.flush)
-        self._feeder = Feeder(self._owner, warehouse, options.flush)
+        self._feeder = Feeder(self._owner, warehouse, options.flush, options.pseudonyms)
         self._owner.emptied = self._feeder.nothing_known
         self._watchdog = Watchdog(self._owner, options.stuck_seconds, probe_seconds(options.stuck_seconds))
         self._succession = Succession(self._owner, warehouse, self._feeder.in_thread, options.follows)

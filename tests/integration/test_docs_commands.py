@@ -93,6 +93,13 @@ def test_every_command_of_the_page_works_as_it_stands(page: Path, place: Place, 
     if page.name == "rebuild.md":
         environment |= place.settings(page, tmp_path)
         text = text.replace("trap end EXIT\n", "trap end EXIT\n" + SOMETHING_TO_LOSE)
+    if page.name == "keep-user-ids-in-kafka.md":
+        environment |= place.settings(page, tmp_path)
+        (tmp_path / "pseudonym").write_text("a secret of the documents\n")
+        text = text.replace("trap end EXIT\n", "trap end EXIT\n" + SOMETHING_BAD).replace(
+            "/run/secrets/pseudonym", str(tmp_path / "pseudonym")
+        )
+        text = text.replace("clickstream 1 2389", "$(rejected)")
     if page.name == "back-up-and-restore.md":
         environment |= place.settings(page, tmp_path)
         text = text.replace("trap end EXIT\n", "trap end EXIT\n" + SOMETHING_TO_LOSE).replace("/backups", str(tmp_path / "backups"))
@@ -120,6 +127,19 @@ done
 kill -TERM "${workers[-1]}"; wait "${workers[-1]}"; workers=()
 lose() { "$PYTHON" -c "$LOSE"; }
 """
+SOMETHING_BAD = """
+shopstream topics
+shopstream migrate
+echo '{"event_id": broken' > bad.ndjson
+shopstream replay bad.ndjson --topic clickstream
+rejected() {
+    for _ in $(seq 100); do
+        run rejects list --json | "$PYTHON" -c 'import json, sys; r = json.load(sys.stdin)["rejects"][0]; print(r["topic"], r["partition"], r["offset"])' 2> /dev/null && return
+        sleep 0.2
+    done
+    return 1
+}
+"""
 LOSE = """
 import os
 from clickhouse_driver import Client
@@ -132,6 +152,7 @@ WANTED = {
     "tutorial.md": ["read 6 · applied 5", "rejected 1", r"49\.9", "bad_timestamp"],
     "kafka-and-clickhouse.md": ["created", "migrations ok"],
     "several-workers.md": ["workers ok", '"status": "ok"'],
+    "keep-user-ids-in-kafka.md": [r"record +\S+clickstream \d 0", r'\{"event_id": broken'],
     "compose.md": ["funnel checkout", "workers ok", "migrations ok"],
     "define-a-funnel.md": ["funnel lamps"],
     "add-a-kpi.md": ["searches_per_user", "kpi,window,window_start"],

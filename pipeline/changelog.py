@@ -19,6 +19,9 @@ import zstandard
 PART_BYTES = 900_000
 """Below the broker's default max.message.bytes (1,048,588) with room for the batch's and the part's own framing."""
 
+FORMAT = 1
+"""Of meta and arrays. Whoever changes what is in them, so that it can't be told from the bytes, counts up: an older or newer program then stops with a clear word."""
+
 DELTA = b"delta"
 SNAPSHOT = b"snapshot"
 SEALED = b"sealed"
@@ -44,6 +47,7 @@ class _ArrayHead(msgspec.Struct, array_like=True):
 class _Head(msgspec.Struct, array_like=True):
     meta: bytes
     arrays: list[_ArrayHead]
+    format: int = 1
 
 
 _decode_part = msgspec.msgpack.Decoder(Part).decode
@@ -65,7 +69,7 @@ def pack(key: bytes, flush: int, meta: Any, arrays: NamedArrays, level: int = 1)
     compress = zstandard.ZstdCompressor(level=level).compress
     frames = [compress(np.ascontiguousarray(array).tobytes()) for array in arrays.values()]
     heads = [_ArrayHead(name, array.dtype.str, array.shape, len(f)) for (name, array), f in zip(arrays.items(), frames, strict=True)]
-    head = compress(msgspec.msgpack.encode(_Head(msgspec.msgpack.encode(meta), heads)))
+    head = compress(msgspec.msgpack.encode(_Head(msgspec.msgpack.encode(meta), heads, FORMAT)))
     data = b"".join([len(head).to_bytes(4, "little"), head, *frames])
     count = max(1, -(-len(data) // PART_BYTES))
     return [(key, msgspec.msgpack.encode(Part(flush, i, count, data[i * PART_BYTES : (i + 1) * PART_BYTES]))) for i in range(count)]
@@ -95,7 +99,13 @@ def unpack_meta(data: bytes, decode_meta: Callable[[bytes], T]) -> T:
 def _head(data: bytes) -> tuple[_Head, int]:
     """The head and where the first array's frame begins."""
     at = 4 + int.from_bytes(data[:4], "little")
-    return _decode_head(zstandard.ZstdDecompressor().decompress(data[4:at])), at
+    head = _decode_head(zstandard.ZstdDecompressor().decompress(data[4:at]))
+    if head.format != FORMAT:
+        raise ChangelogError(
+            f"the changelog has format {head.format}, this version reads format {FORMAT}. Run the version that wrote it, or let "
+            "`shopstream rebuild --from earliest` compute all numbers anew."
+        )
+    return head, at
 
 
 class Entry(NamedTuple):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from msgspec.msgpack import decode
+from msgspec.msgpack import decode, encode
+from zstandard import ZstdCompressor
 
 from pipeline.changelog import DELTA, SNAPSHOT, ChangelogError, Entry, Reader, pack, unpack
 
@@ -80,3 +81,17 @@ def test_an_empty_changelog_restores_nothing() -> None:
 def test_a_hole_in_the_changelog_is_an_error(flushes: list[Records], says: str) -> None:
     with pytest.raises(ChangelogError, match=says):
         read(*flushes)
+
+
+def test_a_changelog_of_another_format_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.changelog.FORMAT", 7)
+    entry = read(flush(SNAPSHOT, 1))[0]
+    assert unpack(entry.data, decode)[0] == {"n": 1}
+    monkeypatch.undo()
+    with pytest.raises(ChangelogError, match="format 7, this version reads format 1"):
+        unpack(entry.data, decode)
+
+
+def test_a_changelog_written_before_formats_had_numbers_is_the_first_format() -> None:
+    head = ZstdCompressor().compress(encode([encode("meta"), []]))
+    assert unpack(len(head).to_bytes(4, "little") + head, decode) == ("meta", {})

@@ -166,11 +166,11 @@ class Owner:
             return
         await self._join(number)
 
-    def _patience(self, number: int) -> AsyncRetrying:
+    def _patience(self, number: int, what: str = "not taken over yet") -> AsyncRetrying:
         """As long as Kafka is away or the group has not settled."""
 
         def tell(state: RetryCallState) -> None:
-            log.warning("partition %d: not taken over yet, trying again: %r", number, state.outcome and state.outcome.exception())
+            log.warning("partition %d: %s, trying again: %r", number, what, state.outcome and state.outcome.exception())
 
         return AsyncRetrying(retry=retry_if_exception(is_transient), wait=wait_exponential_jitter(0.2, 10), before_sleep=tell)
 
@@ -241,7 +241,14 @@ class Owner:
         return counts[self.topics.clickstream]
 
     async def _check_partitions(self, owned: Owned) -> None:
-        count = await self._count_partitions(owned.producer)
+        number = owned.partition.number
+        async for attempt in self._patience(number, "the topics' partitions are not counted yet"):
+            with attempt:
+                if self.owned.get(number) is not owned:
+                    return
+                if not await asyncio.wait_for(owned.producer.client.force_metadata_update(), ANSWER_SECONDS):  # what it knows may be old
+                    raise TimeoutError("no broker answers")
+                count = await self._count_partitions(owned.producer)
         if count != owned.partition.partitions:
             raise ChangelogError(
                 f"the topics have {count} partitions now, the state was made with {owned.partition.partitions}: users have moved between "

@@ -31,6 +31,7 @@ from pipeline.streaming.ending import end_when_out_of_memory
 
 REFUSALS = (GroupAuthorizationFailedError, InconsistentGroupProtocolError, InvalidGroupIdError, InvalidSessionTimeoutError)
 FETCH_WAIT_MS = 100
+METADATA_SECONDS = 30  # so soon is it noticed that a topic has partitions more, or that the broker asked last did not know it
 FETCH_BYTES = 4 << 20  # a partition's share of a fetch: some 16,000 events of 255 bytes
 
 
@@ -60,6 +61,7 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):
             isolation_level="read_committed",
             max_poll_records=None,
             fetch_max_wait_ms=FETCH_WAIT_MS,
+            metadata_max_age_ms=METADATA_SECONDS * 1000,
             max_partition_fetch_bytes=FETCH_BYTES,
             fetch_max_bytes=8 * FETCH_BYTES,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),

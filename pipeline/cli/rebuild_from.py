@@ -16,6 +16,7 @@ from pipeline.event_times import time_of
 
 EARLIEST = "earliest"
 READ_SECONDS = 30.0
+LOOKED_AT = 100
 
 
 def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, places: list[TopicPartition]) -> int:
@@ -28,7 +29,7 @@ def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, plac
     begins = {place: first for place, first in consumer.beginning_offsets(places).items() if first > 0}
     if not begins:
         return since
-    complete = max(_newest_deleted(consumer, place, first, definitions.lateness_ms) for place, first in begins.items())
+    complete = max(_newest_deleted(consumer, place, first, definitions) for place, first in begins.items())
     if since < complete:
         zone = ZoneInfo(definitions.time_zone)
         there = datetime.fromtimestamp(-(-complete // 60_000) * 60, UTC).astimezone(zone)
@@ -39,22 +40,29 @@ def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, plac
     return since
 
 
-def _newest_deleted(consumer: KafkaConsumer, place: TopicPartition, first: int, lateness_ms: int) -> int:
-    """No event that counts and is deleted is later (ms): the first one that is left is at most the lateness older than those before it."""
-    record = _record(consumer, place, first)
-    if record is None:
-        return int(time.time() * 1000)
-    event = time_of(record.value or b"")
-    return (record.timestamp if event is None else event) + lateness_ms
+def _newest_deleted(consumer: KafkaConsumer, place: TopicPartition, first: int, definitions: Definitions) -> int:
+    """No event that counts and is deleted is later (ms): one that is left and counts is at most the lateness older than those before it.
+
+    Some of what is left does not count, or not here: it is broken, too late, from the future, or sent on to another partition. So the newest of many is taken.
+    """
+    times = [ms for record in _records(consumer, place, first) if (ms := _time(record, definitions.future_ms)) is not None]
+    return max(times) + definitions.lateness_ms if times else int(time.time() * 1000)
 
 
-def _record(consumer: KafkaConsumer, place: TopicPartition, offset: int) -> Any:
-    """The first record at or after the offset; None when there is none."""
+def _time(record: Any, future_ms: int) -> int | None:
+    """Event time (ms) of a record; None when it has none, or one that is rejected."""
+    ms = time_of(record.value or b"")
+    return None if ms is None or ms > record.timestamp + future_ms else ms
+
+
+def _records(consumer: KafkaConsumer, place: TopicPartition, offset: int) -> list[Any]:
+    """The first LOOKED_AT records at or after the offset, or as many as there are."""
     consumer.assign([place])
     consumer.seek(place, offset)
     end = consumer.end_offsets([place])[place]
     deadline = time.monotonic() + READ_SECONDS
-    while consumer.position(place) < end and time.monotonic() < deadline:
-        for records in consumer.poll(timeout_ms=500, max_records=1).values():
-            return records[0]
-    return None
+    found: list[Any] = []
+    while len(found) < LOOKED_AT and consumer.position(place) < end and time.monotonic() < deadline:
+        for records in consumer.poll(timeout_ms=500, max_records=LOOKED_AT - len(found)).values():
+            found += records
+    return found

@@ -193,7 +193,7 @@ class _Rebuild:
         from pipeline.sinks.catalog import install
         from pipeline.topics import ensure_topics, grow
 
-        since = since_ms(from_, self._definitions, self._consumer, self._sources(partitions))
+        since = since_ms(from_, self._definitions, self._consumer, self._sources(partitions), self._warehouse)
         moved = self._count(self._revision) not in (0, partitions) or self._moved(partitions)
         plan = sha256(repr((self._definitions, partitions)).encode()).hexdigest()[:12]
         known = {one.revision: one for one in revisions.known(self._warehouse)}

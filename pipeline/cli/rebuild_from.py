@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.partitioner.default import murmur2
 
 from pipeline.cli.clients import Wrong
 from pipeline.cli.reading import parse_time
 from pipeline.definitions import Definitions
 from pipeline.event_times import time_of
+from pipeline.sinks.warehouse import Warehouse
 
 EARLIEST = "earliest"
 READ_SECONDS = 30.0
-LOOKED_AT = 100
+LOOKED_AT = 1000
 
 
-def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, places: list[TopicPartition]) -> int:
+def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, places: list[TopicPartition], warehouse: Warehouse) -> int:
     """Windows that start before it (ms) keep their rows; 0 for all. Raises Wrong for a time from which Kafka no longer holds all events."""
     if asked == EARLIEST:
         return 0
@@ -29,7 +33,9 @@ def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, plac
     begins = {place: first for place, first in consumer.beginning_offsets(places).items() if first > 0}
     if not begins:
         return since
-    complete = max(_newest_deleted(consumer, place, first, definitions) for place, first in begins.items())
+    partitions = len({place.partition for place in places})
+    judged = {place: _judged(warehouse, place, first, partitions) for place, first in begins.items()}
+    complete = max(_newest_deleted(consumer, place, first, definitions, judged[place]) for place, first in begins.items())
     if since < complete:
         zone = ZoneInfo(definitions.time_zone)
         there = datetime.fromtimestamp(-(-complete // 60_000) * 60, UTC).astimezone(zone)
@@ -40,29 +46,43 @@ def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, plac
     return since
 
 
-def _newest_deleted(consumer: KafkaConsumer, place: TopicPartition, first: int, definitions: Definitions) -> int:
-    """No event that counts and is deleted is later (ms): one that is left and counts is at most the lateness older than those before it.
-
-    Some of what is left does not count, or not here: it is broken, too late, from the future, or sent on to another partition. So the newest of many is taken.
-    """
-    times = [ms for record in _records(consumer, place, first) if (ms := _time(record, definitions.future_ms)) is not None]
-    return max(times) + definitions.lateness_ms if times else int(time.time() * 1000)
-
-
-def _time(record: Any, future_ms: int) -> int | None:
-    """Event time (ms) of a record; None when it has none, or one that is rejected."""
-    ms = time_of(record.value or b"")
-    return None if ms is None or ms > record.timestamp + future_ms else ms
+def _newest_deleted(consumer: KafkaConsumer, place: TopicPartition, first: int, definitions: Definitions, judged: _Judged) -> int:
+    """No event that counts and is deleted is later (ms): the first that is left and counts is at most the lateness older than those before it."""
+    for record in _records(consumer, place, first):
+        ms = time_of(record.value or b"")
+        if ms is not None and judged.counts(record):
+            return ms + definitions.lateness_ms
+    return int(time.time() * 1000)
 
 
-def _records(consumer: KafkaConsumer, place: TopicPartition, offset: int) -> list[Any]:
-    """The first LOOKED_AT records at or after the offset, or as many as there are."""
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What the workers have made of a topic partition's records: read up to `reached`, and without those rejected and those sent on to another partition."""
+
+    place: TopicPartition
+    partitions: int
+    reached: int
+    rejected: frozenset[int]
+
+    def counts(self, record: Any) -> bool:
+        at_home = record.key is not None and (murmur2(record.key) & 0x7FFFFFFF) % self.partitions == self.place.partition
+        return at_home and record.offset < self.reached and record.offset not in self.rejected
+
+
+def _judged(warehouse: Warehouse, place: TopicPartition, first: int, partitions: int) -> _Judged:
+    values = {"topic": place.topic, "number": place.partition, "first": first, "last": first + LOOKED_AT}
+    one = 'topic = %(topic)s AND "partition" = %(number)s'
+    reached = warehouse.query(f"SELECT max(next_offset) FROM current_progress WHERE {one}", values)  # noqa: S608 our own text
+    rejected = warehouse.query(f'SELECT "offset" FROM rejects WHERE {one} AND "offset" BETWEEN %(first)s AND %(last)s', values)  # noqa: S608
+    return _Judged(place, partitions, int(reached[0][0] or 0) if reached else 0, frozenset(int(offset) for (offset,) in rejected))
+
+
+def _records(consumer: KafkaConsumer, place: TopicPartition, offset: int) -> Iterator[Any]:
+    """Those at or after the offset, of LOOKED_AT offsets."""
     consumer.assign([place])
     consumer.seek(place, offset)
-    end = consumer.end_offsets([place])[place]
+    end = min(consumer.end_offsets([place])[place], offset + LOOKED_AT)
     deadline = time.monotonic() + READ_SECONDS
-    found: list[Any] = []
-    while len(found) < LOOKED_AT and consumer.position(place) < end and time.monotonic() < deadline:
-        for records in consumer.poll(timeout_ms=500, max_records=LOOKED_AT - len(found)).values():
-            found += records
-    return found
+    while consumer.position(place) < end and time.monotonic() < deadline:
+        for records in consumer.poll(timeout_ms=500, max_records=100).values():
+            yield from records

@@ -31,7 +31,14 @@ CLUSTER_ID = "c2hvcHN0cmVhbS1sb2NhbA"
 FORMATTED = ("meta.properties", "bootstrap.checkpoint")
 # The first compiler stage alone, and a collector without threads: a node that lives for minutes starts sooner and leaves the cores to the worker.
 # A heap that starts small: by default it is a 64th of the machine's memory, and all of it is touched before the first collection.
-JAVA_OPTIONS = ("-Xms64m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+JAVA_OPTIONS = (
+    "-Xms64m",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseSerialGC",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+)
 
 # retention.ms: history is replayed, nothing may be deleted by age. message.max.bytes: a record above the worker's limit must arrive to be rejected.
 PROPERTIES = """\

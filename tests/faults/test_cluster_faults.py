@@ -6,6 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 
 import pytest
 from kafka import KafkaAdminClient
@@ -19,15 +20,21 @@ from pipeline.topic_names import Topics
 from pipeline.topics import wanted_topics
 from tests.command_line import shopstream
 from tests.faults.conftest import Build
-from tests.faults.rig import PARTITIONS, Rig
+from tests.faults.rig import PARTITIONS, SETTLE_SECONDS, Rig
 
 BuildOnThree = Callable[[], Rig]
 
 
 @pytest.fixture
 def build_on_three(build: Build, cluster: EmbeddedCluster) -> Iterator[BuildOnThree]:
-    """A pipeline whose topics have three replicas; a broker that the case has killed is started again after it."""
+    """A pipeline whose topics have three replicas; a broker that the case has killed is started again after it. What a case that fails shows has the brokers' words."""
     yield lambda: build(bootstrap=cluster.bootstrap, replication=NODES)
+    for number, node in cluster.nodes.items():
+        print(
+            f"node {number}:",
+            *[line for line in node.log.read_text(errors="replace").splitlines() if not line.startswith("\t")][-80:],
+            sep="\n",
+        )
     for node in cluster.nodes.values():
         node.thaw()
         if not node.bootstrap:
@@ -100,10 +107,12 @@ def coordinated(admin: KafkaAdminClient, rig: Rig) -> list[TopicPartition]:
 
 def states(admin: KafkaAdminClient, nodes: list[int], rig: Rig) -> dict[str, TransactionState]:
     """Of the newest transaction of each transactional id that these nodes coordinate; of none while one of them does not answer."""
-    with contextlib.suppress(KafkaError):
+    try:
         found = admin.list_transactions(broker_ids=nodes)
-        return {t.transactional_id: t.state for of_node in found.values() for t in of_node if t.transactional_id.startswith(rig.name)}
-    return {}
+    except KafkaError as error:
+        print(f"{datetime.now():%H:%M:%S} the coordinators {nodes} are not known: {error!r}")
+        return {}
+    return {t.transactional_id: t.state for of_node in found.values() for t in of_node if t.transactional_id.startswith(rig.name)}
 
 
 def test_leaders_move_while_events_are_applied(build_on_three: BuildOnThree, admin: KafkaAdminClient) -> None:
@@ -184,7 +193,7 @@ def test_coordinator_dies_between_the_end_of_a_transaction_and_its_markers(
         now = states(admin, [leading, reading], rig)
         return all(now.get(name, TransactionState.PREPARE_COMMIT) is not TransactionState.PREPARE_COMMIT for name in promised)
 
-    rig.until(marked, 60, "another coordinator has written the markers")
+    rig.until(marked, SETTLE_SECONDS, "another coordinator has written the markers")
     cluster.nodes[coordinating].start()
     assert worker.poll() is None, rig.log
     worker.kill()  # who comes after it reads what was promised to it

@@ -20,7 +20,7 @@ from pipeline.sinks.warehouse import Warehouse
 
 EARLIEST = "earliest"
 READ_SECONDS = 30.0
-LOOKED_AT = 1000
+LOOKED_AT = 1000  # offsets of each topic partition
 
 
 def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, places: list[TopicPartition], warehouse: Warehouse) -> int:
@@ -34,8 +34,8 @@ def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, plac
     if not begins:
         return since
     partitions = len({place.partition for place in places})
-    judged = {place: _judged(warehouse, place, first, partitions) for place, first in begins.items()}
-    complete = max(_newest_deleted(consumer, place, first, definitions, judged[place]) for place, first in begins.items())
+    judged = [(first, _judged(warehouse, place, first, partitions)) for place, first in begins.items()]
+    complete = max(_newest_deleted(consumer, first, of_place, definitions.lateness_ms) for first, of_place in judged)
     if since < complete:
         zone = ZoneInfo(definitions.time_zone)
         there = datetime.fromtimestamp(-(-complete // 60_000) * 60, UTC).astimezone(zone)
@@ -46,12 +46,12 @@ def since_ms(asked: str, definitions: Definitions, consumer: KafkaConsumer, plac
     return since
 
 
-def _newest_deleted(consumer: KafkaConsumer, place: TopicPartition, first: int, definitions: Definitions, judged: _Judged) -> int:
+def _newest_deleted(consumer: KafkaConsumer, first: int, judged: _Judged, lateness_ms: int) -> int:
     """No event that counts and is deleted is later (ms): the first that is left and counts is at most the lateness older than those before it."""
-    for record in _records(consumer, place, first):
+    for record in _records(consumer, judged.place, first):
         ms = time_of(record.value or b"")
         if ms is not None and judged.counts(record):
-            return ms + definitions.lateness_ms
+            return ms + lateness_ms
     return int(time.time() * 1000)
 
 

@@ -197,24 +197,24 @@ class EventKpiTable:
             if status == MORE_CELLS:
                 cells.grow(len(self.spec.lines.table))
             elif status == NO_SLICE:
-                index = int(self.spec.kinds.last[which, 2])
-                self._open(which, index, index)
+                self._open(which, np.unique(window_indices(self.windows[which], self.time_zone, events.ts[i:])))
             elif status == FULL:
                 self.slices.grow(which)
                 self._slots[int(self.slices.arrays.number[which]) % len(self.windows)] = int(self.slices.arrays.slots[which]) // 2
         flush_pending(self.pending, cells)
 
     def _open_sets(self, first: int, last: int) -> None:
-        """The sets of all windows of a batch at once, unless it is scattered: then one by one as they come."""
+        """The sets of all windows from the batch's first to its last, unless it is scattered: `apply` makes those of its events then."""
         for kind, window in enumerate(self.windows):
             low, high = window_indices(window, self.time_zone, np.array([first, last])).tolist()
             if self.spec.sets[kind, 0] > 0 and high - low < MOST_OPENED:
-                self._open(kind, low, high)
+                self._open(kind, np.arange(low, high + 1))
 
-    def _open(self, kind: int, first: int, last: int) -> None:
+    def _open(self, kind: int, windows: I64) -> None:
+        """Make the sets of windows of this kind, numbers ascending, that are not there."""
         lines, stride = self.spec.sets[kind].tolist()
         slots = max(self._slots.get(kind, FIRST_SLOTS), 1 << (2 * lines).bit_length())
-        self.slices.add_many(np.arange(first, last + 1) * len(self.windows) + kind, stride, slots)
+        self.slices.add_many(windows * len(self.windows) + kind, stride, slots)
 
     def expire(self, horizon: int) -> None:
         """Forget who was counted in windows that end at or before the horizon."""

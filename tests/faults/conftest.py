@@ -14,7 +14,9 @@ from pipeline.definitions_file import loads
 from pipeline.streaming.warm_up import warm_up
 from tests import clickhouse_server
 from tests.clickhouse_server import ClickHouseServer
-from tests.faults.rig import DEFINITIONS, SEED, Day, Rig, make_day
+from tests.faults.rig import DEFINITIONS, Day, Rig, make_day
+from tests.once import once
+from tests.seed import SEED
 
 Build = Callable[..., Rig]
 
@@ -49,14 +51,14 @@ def server() -> Iterator[ClickHouseServer]:
 
 
 @pytest.fixture(scope="session")
-def day() -> Day:
-    return make_day(SEED)
+def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
+    return once(tmp_path_factory, "day", lambda: make_day(SEED))
 
 
 @pytest.fixture(scope="session")
-def small_day() -> Day:
+def small_day(tmp_path_factory: pytest.TempPathFactory) -> Day:
     """For cases in which something else than events takes the time."""
-    return make_day(SEED, users=1500)
+    return once(tmp_path_factory, "small-day", lambda: make_day(SEED, users=1500))
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ from schemas.rejects import RejectedRecord
 from tests.clickhouse_server import ClickHouseServer
 from tests.integration.driving import reported, same
 from tests.oracle.sql import Oracle
+from tests.seed import SEED
 
-SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
 PARTITIONS = 4
 SESSION_SECONDS = 6
 SETTLE_SECONDS = 120.0
@@ -198,14 +198,14 @@ class Rig:
         thread.start()
         self._producers.append(thread)
 
-    def until(self, done: Callable[[], bool], seconds: float, what: str) -> None:
-        """Wait for it. Fails with the workers' logs."""
+    def until(self, done: Callable[[], bool], seconds: float, what: str, every: float = 0.1) -> None:
+        """Wait for it, looking `every` so many seconds. Fails with the workers' logs."""
         deadline = time.monotonic() + seconds
         while not done():
             self.check_no_crash()
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what}: not within {seconds:.0f} s (SHOPSTREAM_TEST_SEED={SEED})\n{self.log[-6000:]}")
-            time.sleep(0.1)
+            time.sleep(every)
 
     def applied(self) -> int:
         """Events that the warehouse has heard to be applied."""
@@ -240,7 +240,7 @@ class Rig:
                 reached = {(topic, int(p)): int(offset) for topic, p, offset in rows}
                 return all(reached.get((tp.topic, tp.partition), 0) >= end for tp, end in ends.items())
 
-            self.until(done, seconds, "everything applied")
+            self.until(done, seconds, "everything applied", every=0.5)
         finally:
             consumer.close()
 

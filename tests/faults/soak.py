@@ -21,8 +21,9 @@ from rich.console import Console
 
 from embedded.kafka import EmbeddedKafka
 from tests.clickhouse_server import ClickHouseServer, free_port
-from tests.faults.rig import SEED, SESSION_SECONDS, Rig, make_day
+from tests.faults.rig import SESSION_SECONDS, Rig, make_day
 from tests.faults.test_broker_faults import bring_back
+from tests.seed import SEED
 
 EVENTS_A_USER = 27
 SAMPLE_SECONDS = 5.0

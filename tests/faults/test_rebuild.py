@@ -20,8 +20,9 @@ from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.revisions import in_force
 from pipeline.topics import connect, members
 from tests.faults.conftest import Build
-from tests.faults.rig import DEFINITIONS, PARTITIONS, SEED, Day, Rig, day_of, make_day
+from tests.faults.rig import DEFINITIONS, PARTITIONS, Day, Rig, day_of, make_day
 from tests.integration.driving import reported, same
+from tests.seed import SEED
 
 NEW_FUNNEL = """
 [[funnel]]

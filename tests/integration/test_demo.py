@@ -30,8 +30,8 @@ from pipeline.definitions_file import load
 from pipeline.sinks.embedded import EmbeddedWarehouse
 from tests.integration.driving import reported, same
 from tests.oracle.sql import Oracle
+from tests.seed import SEED
 
-SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
 TERMINAL_SECONDS = 150.0
 VISITORS = 100
 SMALL = ("--visitors", str(VISITORS), "--head-start", "2", "--seed", str(SEED))

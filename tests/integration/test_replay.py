@@ -25,8 +25,8 @@ from generator.bench import events
 from pipeline.cli.main import main
 from pipeline.topic_names import Topics
 from pipeline.topics import ensure_topics
+from tests.seed import SEED
 
-SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
 PARTITIONS = 3
 SMALL_CHUNKS = """
 import pipeline.cli.replay, pipeline.resumable

@@ -31,9 +31,9 @@ from tests import clickhouse_server
 from tests.integration.driving import reported, same
 from tests.oracle import shops
 from tests.oracle.sql import Oracle
+from tests.seed import SEED
 
 Truth = tuple[dict[Any, int], dict[Any, Any], dict[Any, Any]]
-SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000))
 PARTITIONS = 4
 COPIES = 0.05
 

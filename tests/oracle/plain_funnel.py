@@ -5,6 +5,7 @@ In: plain events of one user. Out: the best attempt of each entry window. Called
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -91,7 +92,8 @@ def _excluded(funnel: Funnel, group: list[PlainEvent], first: PlainEvent, level:
 def _window(funnel: Funnel, events: list[PlainEvent], i: int) -> list[tuple[int, list[PlainEvent]]]:
     """Groups of equal time from the first event's on to the end of its conversion window, the first event itself left out."""
     first = events[i]
-    rest = [e for j, e in enumerate(events) if j != i and first.ts <= e.ts <= first.ts + funnel.conversion_ms]
+    end = bisect_right(events, first.ts + funnel.conversion_ms, key=lambda e: e.ts)
+    rest = events[bisect_left(events, first.ts, key=lambda e: e.ts) : i] + events[i + 1 : end]
     return [(ts, list(group)) for ts, group in groupby(rest, key=lambda e: e.ts)]
 
 

@@ -150,7 +150,10 @@ class Oracle:
         steps = [condition(step.match) for step in funnel.steps]
         exclusions = [condition(x.match) for x in funnel.exclusions]
         segment, hold = (f"f_{name}" if name else "''" for name in (funnel.breakdown, funnel.hold_constant))
-        rows = self.query(f"SELECT user, ts, h, topic, {segment}, {hold}, [{', '.join(steps)}], {_array(exclusions)} FROM oracle.events")
+        told = "1" if funnel.order == "strict" else " OR ".join(steps + exclusions)  # any other event breaks a strict sequence, else nothing
+        rows = self.query(
+            f"SELECT user, ts, h, topic, {segment}, {hold}, [{', '.join(steps)}], {_array(exclusions)} FROM oracle.events WHERE {told}"
+        )
         users: dict[str, list[PlainEvent]] = defaultdict(list)
         for user, ts, h, topic, value, held, matched, excluded in rows:
             events = frozenset(i for i, hit in enumerate(matched, 1) if hit), frozenset(i for i, hit in enumerate(excluded) if hit)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 
 import pytest
 
 from pipeline.partition import Flush, Partition
 from pipeline.streaming.standby import Standby
+from tests.seed import SEED
 from tests.simulation.__main__ import simulate_many, worded
 from tests.simulation.case import SMALL, T0, Case, source_record
 from tests.simulation.log import Log
@@ -18,7 +18,6 @@ from tests.simulation.schedule import Breakage, Failure, Schedule, run, shrink, 
 from tests.simulation.worker import Records, Worker
 from tests.simulation.world import REPLIED, Step
 
-SEED = int(os.environ.get("SHOPSTREAM_TEST_SEED", time.time_ns() % 1_000_000_000))
 SCHEDULES = 20_000
 ENOUGH = 1000
 """Schedules within which every broken protocol must be found; most are within 10, the hardest took some hundred."""

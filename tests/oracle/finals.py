@@ -37,10 +37,12 @@ def watermarks(lanes: Iterable[list[Sent]], idle: frozenset[str]) -> Watermarks:
     return Watermarks(min(of_partitions), max(of_partitions))
 
 
+@cache
 def midnight_ms(day: date, zone: str) -> int:
     return round(datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)).timestamp() * 1000)
 
 
+@cache
 def local_date(start_ms: int, zone: str) -> date:
     return datetime.fromtimestamp(start_ms / 1000, UTC).astimezone(ZoneInfo(zone)).date()
 

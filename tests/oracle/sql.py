@@ -150,7 +150,8 @@ class Oracle:
         steps = [condition(step.match) for step in funnel.steps]
         exclusions = [condition(x.match) for x in funnel.exclusions]
         segment, hold = (f"f_{name}" if name else "''" for name in (funnel.breakdown, funnel.hold_constant))
-        told = "1" if funnel.order == "strict" else " OR ".join(steps + exclusions)  # any other event breaks a strict sequence, else nothing
+        # an event that is neither step nor exclusion breaks a strict sequence, and is nothing to the others
+        told = "1" if funnel.order == "strict" else " OR ".join(steps + exclusions)
         rows = self.query(
             f"SELECT user, ts, h, topic, {segment}, {hold}, [{', '.join(steps)}], {_array(exclusions)} FROM oracle.events WHERE {told}"
         )

@@ -24,8 +24,8 @@ sample: $(READY)  ## replay the bundled sample through an embedded Kafka; shows 
 demo: $(READY)  ## a generated shop, live on the terminal, until Ctrl-C
 	@$(BIN)/shopstream demo
 
-test: $(READY) lint  ## lint, then every test tier, three files at a time: many of them wait
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+test: $(READY) lint  ## lint, then every test tier, four files at a time: many of them wait
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 test-faults: $(READY)  ## the fault matrix alone, on a real Kafka and ClickHouse server; SHOPSTREAM_TEST_SEED repeats a run
 	$(BIN)/python -m pytest tests/faults

@@ -9,6 +9,7 @@ of a plain event is what `schemas.events` says of it; whether any other one is v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,12 @@ class Spans(NamedTuple):
 
 def compile_wanted(texts: Sequence[str], numbers: Sequence[str]) -> Wanted:
     """Where the spans of `texts` and the values of `numbers` go, in that order."""
+    return Wanted(*_fields(tuple(texts), tuple(numbers)), np.zeros(len(FIELDS) + 1, np.int64))
+
+
+@cache
+def _fields(texts: tuple[str, ...], numbers: tuple[str, ...]) -> tuple[U64, I64, I64, I64, I64]:
+    """All of `Wanted` but its scratch; whoever wants the same shares it."""
     names = (
         np.frombuffer(b"".join(name.encode().ljust(LONGEST, b"\0") for name in FIELDS), np.dtype("<u8")).reshape(-1, 2).astype(np.uint64)
     )
@@ -67,7 +74,7 @@ def compile_wanted(texts: Sequence[str], numbers: Sequence[str]) -> Wanted:
         for column, name in enumerate(wanted):
             columns[FIELDS.index(name)] = column
     lengths = np.array([len(name) for name in FIELDS], np.int64)
-    return Wanted(names, lengths, kinds, limits, columns, np.zeros(len(FIELDS) + 1, np.int64))
+    return names, lengths, kinds, limits, columns
 
 
 @jit

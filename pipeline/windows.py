@@ -48,6 +48,24 @@ def boundaries(window: Window, time_zone: str) -> Boundaries:
     return Boundaries(0, np.array([_local_midnight_ms(day, ZoneInfo(time_zone)) for day in days], np.int64))
 
 
+class BoundaryTable(NamedTuple):
+    """The boundaries of several kinds of windows as kernels want them; all tables share it, none writes to it."""
+
+    shape: I64  # [kinds, 3] size in ms or 0, starts[from:to]
+    starts: I64
+
+
+@cache
+def boundary_table(windows: tuple[Window, ...], time_zone: str) -> BoundaryTable:
+    starts, shape = [np.empty(0, np.int64)], []
+    for window in windows:
+        bounds = boundaries(window, time_zone)
+        at = sum(map(len, starts))
+        shape.append((bounds.size, at, at + len(bounds.starts)))
+        starts.append(bounds.starts)
+    return BoundaryTable(np.array(shape, np.int64).reshape(-1, 3), np.concatenate(starts))
+
+
 def _local_midnight_ms(day: date, zone: ZoneInfo) -> int:
     """The first instant of a local day. Where the clock jumps over midnight, the instant of the jump (fold=0 reads the offset before it)."""
     return round(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp() * 1000)

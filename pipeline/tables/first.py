@@ -19,7 +19,7 @@ from pipeline.tables.kernel import CellArrays, Cells, cells_add, cells_room, gro
 from pipeline.tables.kpi_rows import kpi_rows, window_ends
 from pipeline.tables.table import Arrays, Batch
 from pipeline.tables.window_kernel import window_index, window_start
-from pipeline.windows import boundaries
+from pipeline.windows import boundary_table
 from schemas.rows import Rows
 
 DONE, MORE_CELLS, MORE_ROWS = 0, 1, 2
@@ -145,13 +145,7 @@ def _apply(spec: Spec, events: Events, g: int, state: State, cells: CellArrays) 
 def _compile_spec(plan: Plan, match: Match | None, kpis: list[tuple[int, Kpi]]) -> Spec:
     """The KPIs (with their metric numbers) that share `match`, as arrays; lines of one window kind follow each other."""
     kept = list(dict.fromkeys(d for _, kpi in kpis for d in kpi.dimensions))
-    windows = list(dict.fromkeys(w for _, kpi in kpis for w in kpi.windows))
-    starts, kinds = [np.empty(0, np.int64)], []
-    for window in windows:
-        bounds = boundaries(window, plan.definitions.time_zone)
-        at = sum(map(len, starts))
-        kinds.append((bounds.size, at, at + len(bounds.starts)))
-        starts.append(bounds.starts)
+    windows = tuple(dict.fromkeys(w for _, kpi in kpis for w in kpi.windows))
     lines = [
         (metric << 32 | number << 8 | kpi.windows.index(window), kept.index(name) if name else -1, kind, _within(kpi))
         for kind, window in enumerate(windows)
@@ -164,8 +158,7 @@ def _compile_spec(plan: Plan, match: Match | None, kpis: list[tuple[int, Kpi]]) 
         any(kpi.source == "repeat" for _, kpi in kpis),
         np.array([plan.field(d) for d in kept], np.int64),
         np.array(lines, np.int64).reshape(-1, 4),
-        np.array(kinds, np.int64).reshape(-1, 3),
-        np.concatenate(starts),
+        *boundary_table(windows, plan.definitions.time_zone),
     )
 
 

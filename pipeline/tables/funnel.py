@@ -30,7 +30,7 @@ from pipeline.tables.funnel_kernel import ANY, ORDERED, STRICT, Scratch, Spec
 from pipeline.tables.funnel_store import DONE, MORE_ARENA, MORE_CELLS, MORE_SCRATCH, Rows, apply_rows, sweep
 from pipeline.tables.kernel import Arena, Cells, grown
 from pipeline.tables.table import Arrays, Batch
-from pipeline.windows import boundaries, window_indices, window_starts
+from pipeline.windows import boundary_table, window_indices, window_starts
 from schemas.events import TOPIC_OF_EVENT, TOPICS
 from schemas.rows import Rows as SinkRows
 
@@ -59,27 +59,23 @@ def compile_spec(plan: Plan) -> Spec:
     steps = np.zeros((len(funnels), 16), np.int64)
     exclusions = np.zeros((len(funnels), max(most, 1), 3), np.int64)
     union = np.zeros((len(funnels), plan.words), np.uint64)
-    starts: list[I64] = [np.empty(0, np.int64)]
-    first = 0
+    shape, starts = boundary_table(tuple(funnel.entry_window for funnel in funnels), plan.definitions.time_zone)
     for i, funnel in enumerate(funnels):
-        bounds = boundaries(funnel.entry_window, plan.definitions.time_zone)
         segment = plan.field(funnel.breakdown) if funnel.breakdown else -1
         hold = plan.field(funnel.hold_constant) if funnel.hold_constant else -1
         optional = sum(1 << s for s, step in enumerate(funnel.steps) if step.optional)
         stride = 2 + (segment >= 0 or hold >= 0) + bool(funnel.exclusions)
         numbers[i] = (
             len(funnel.steps), funnel.conversion_ms, ORDERS[funnel.order], optional, segment, hold,
-            bounds.size, first, first + len(bounds.starts), topics_of(funnel), len(funnel.exclusions), stride,
+            *shape[i], topics_of(funnel), len(funnel.exclusions), stride,
         )  # fmt: skip
-        starts.append(bounds.starts)
-        first += len(bounds.starts)
         predicates = [plan.predicate(step.match) for step in funnel.steps]
         steps[i, : len(predicates)] = predicates
         for x, exclusion in enumerate(funnel.exclusions):
             exclusions[i, x] = plan.predicate(exclusion.match), exclusion.after, exclusion.before
         for p in predicates + [int(x) for x in exclusions[i, : len(funnel.exclusions), 0]]:
             union[i, p >> 6] |= np.uint64(1) << np.uint64(p & 63)
-    return Spec(numbers, steps, exclusions, union, np.concatenate(starts))
+    return Spec(numbers, steps, exclusions, union, starts)
 
 
 def _scratch(capacity: int) -> Scratch:

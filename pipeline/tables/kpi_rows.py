@@ -14,7 +14,7 @@ from pipeline.definitions import Kpi
 from pipeline.plan import Plan
 from pipeline.tables.kernel import CellArrays, Cells, cells_add, cells_room, jit
 from pipeline.tables.window_kernel import window_index, window_start
-from pipeline.windows import boundaries, window_indices, window_starts
+from pipeline.windows import boundary_table, window_indices, window_starts
 from schemas.rows import Rows
 
 PENDING = 4096  # 128 KiB: stays in the second-level cache
@@ -82,12 +82,6 @@ def compile_lines(plan: Plan, kpis: Sequence[Kpi], metric: int) -> tuple[Lines, 
     """Lines, window kinds, and the kinds' names."""
     kept = list(dict.fromkeys(d for kpi in kpis for d in kpi.dimensions))
     windows = tuple(dict.fromkeys(w for kpi in kpis for w in kpi.windows))
-    starts, shape = [np.empty(0, np.int64)], []
-    for window in windows:
-        bounds = boundaries(window, plan.definitions.time_zone)
-        at = sum(map(len, starts))
-        shape.append((bounds.size, at, at + len(bounds.starts)))
-        starts.append(bounds.starts)
     lines, of_kpi = [], [0]
     for i, kpi in enumerate(kpis):
         for n, window in enumerate(kpi.windows):
@@ -96,7 +90,7 @@ def compile_lines(plan: Plan, kpis: Sequence[Kpi], metric: int) -> tuple[Lines, 
         of_kpi.append(len(lines))
     return (
         Lines(np.array(lines, np.int64).reshape(-1, 4), np.array([plan.field(d) for d in kept], np.int64), np.array(of_kpi, np.int64)),
-        Kinds(np.array(shape, np.int64).reshape(-1, 3), np.concatenate(starts), np.zeros((len(windows), 3), np.int64)),
+        Kinds(*boundary_table(windows, plan.definitions.time_zone), np.zeros((len(windows), 3), np.int64)),
         windows,
     )
 

@@ -24,11 +24,11 @@ sample: $(READY)  ## replay the bundled sample through an embedded Kafka; shows 
 demo: $(READY)  ## a generated shop, live on the terminal, until Ctrl-C
 	@$(BIN)/shopstream demo
 
-test: $(READY) lint  ## lint, then every test tier, four files at a time: many of them wait
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+test: $(READY) lint  ## lint, then every test but the fault matrix, three files at a time: many of them wait
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/faults
 
-test-faults: $(READY)  ## the fault matrix alone, on a real Kafka and ClickHouse server; SHOPSTREAM_TEST_SEED repeats a run
-	$(BIN)/python -m pytest tests/faults
+test-faults: $(READY)  ## the fault matrix, on real Kafkas and ClickHouse servers, six files at a time; SHOPSTREAM_TEST_SEED repeats a run
+	$(BIN)/python -m pytest -n 6 --dist loadfile tests/faults
 
 kafka-cluster: $(READY)  ## three Kafka brokers on this machine until Ctrl-C; prints their addresses
 	@$(BIN)/python -m embedded.cluster

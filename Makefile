@@ -25,7 +25,7 @@ demo: $(READY)  ## a generated shop, live on the terminal, until Ctrl-C
 	@$(BIN)/shopstream demo
 
 test: $(READY) lint  ## lint, then every test but the fault matrix, three files at a time: many of them wait
-	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/faults
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/faults
 
 test-faults: $(READY)  ## the fault matrix, on real Kafkas and ClickHouse servers, six files at a time; SHOPSTREAM_TEST_SEED repeats a run
 	$(BIN)/python -m pytest -n 6 --dist loadfile tests/faults

@@ -26,3 +26,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         from pipeline.streaming.warm_up import warm_up
 
         warm_up(load(None))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The simulation begins first: it takes longest, and whoever begins it last waits for it alone."""
+    items.sort(key=lambda item: "tests/simulation/" not in item.nodeid)

@@ -98,6 +98,7 @@ def test_workers_whose_clocks_differ_and_jump_by_hours(build: Build) -> None:
     rig.produce_aside(0.8)
     rig.while_applying()
     rig.start()  # this one's clock is right
+    rig.wait_until_owned(2)
     rig.produce_aside(1)
     rig.settle()
     assert behind.poll() is None, rig.log

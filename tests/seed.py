@@ -5,4 +5,4 @@ from __future__ import annotations
 import os
 import time
 
-SEED = int(os.environ.setdefault("SHOPSTREAM_TEST_SEED", str(time.time_ns() % 1_000_000)))
+SEED = int(os.environ.setdefault("SHOPSTREAM_TEST_SEED", str(time.time_ns() % 1_000_000_000)))

@@ -158,19 +158,19 @@ class Reports(NamedTuple):
 def reports(warehouse: Any, where: str = "1") -> Reports:
     """Every column of the reports, each read once: a view is computed anew for each query."""
     out = Reports({}, {}, {}, {}, {}, {}, {})
-    funnel = "funnel, window_start, segment, step, users, median_ms, p90_ms, final"
+    funnel = "funnel, toUnixTimestamp(window_start), segment, step, users, median_ms, p90_ms, final"
     for name, start, segment, step, users, median, p90, final in warehouse.query(f"SELECT {funnel} FROM funnel_report WHERE {where}"):
-        key = (name, ms(start), segment, step)
+        key = (name, start * 1000, segment, step)
         out.funnels[key], out.times[key], out.funnel_finals[key] = users, (median, p90), bool(final)
-    retention = "retention, cohort_start, segment, period, final, users, users_on_or_after, value"
+    retention = "retention, toUnixTimestamp(cohort_start), segment, period, final, users, users_on_or_after, value"
     for name, start, segment, n, final, *values in warehouse.query(f"SELECT {retention} FROM retention_report WHERE {where}"):
-        key = (name, ms(start), segment, n)
+        key = (name, start * 1000, segment, n)
         out.retention_finals[key] = bool(final)
         if any(values):
             out.retentions[key] = tuple(values)
-    kpi = "kpi, window, window_start, dimension, dimension_value, currency, value, final"
+    kpi = "kpi, window, toUnixTimestamp(window_start), dimension, dimension_value, currency, value, final"
     for name, window, start, dimension, of, currency, value, final in warehouse.query(f"SELECT {kpi} FROM kpi_report WHERE {where}"):
-        found = (name, window, ms(start), dimension, of, currency)
+        found = (name, window, start * 1000, dimension, of, currency)
         out.kpis[found], out.kpi_finals[found] = value, bool(final)
     return out
 
@@ -181,6 +181,8 @@ def reported(warehouse: Any, where: str = "1") -> tuple[dict[Any, int], dict[Any
 
 
 def same(kind: str, found: dict[Any, Any], wanted: dict[Any, Any]) -> None:
+    if found == wanted:
+        return
     different = [(key, found.get(key), wanted.get(key)) for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
     different.sort(key=lambda d: tuple(map(str, d[0])))
     assert not different, f"{len(different)} of {len(wanted)} rows of {kind} differ (key, report, SQL): {different[:8]}"

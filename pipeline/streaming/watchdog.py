@@ -142,11 +142,11 @@ class Watchdog:
         return owner.held, owner.rebalances, {number: (r.started, r.position, r.applied) for number, r in recoveries.items()}
 
     def _verdict(self) -> str:
-        """What is stuck, '' when nothing is."""
-        if not self.seconds:
+        """What was stuck at the last probe, '' when nothing was: after it nobody knows, a broker that does not answer any more is no proof."""
+        if not self.seconds or self._probed is None:
             return ""
-        found = self._told(stuck(self.stalls, self.clock(), self.seconds))
-        standing = self.clock() - self._taking_since
+        found = self._told(stuck(self.stalls, self._probed, self.seconds))
+        standing = self._probed - self._taking_since
         if not found and self._taking is not None and standing >= max(self.seconds, TAKING_SECONDS):
             what = "the group has been rebalancing" if self.owner.held else "taking over partitions has not gone on"
             return f"{what} for {standing:.0f} s while Kafka answers"
@@ -173,13 +173,13 @@ class Watchdog:
     def _told(self, tps: Iterable[TopicPartition]) -> str:
         return ", ".join(
             f"{tp.topic}[{tp.partition}] has been at offset {self.stalls[tp].position} of {self.stalls[tp].end} for "
-            f"{self.clock() - self.stalls[tp].since:.0f} s"
+            f"{self.stalled_seconds(tp):.0f} s"
             for tp in tps
         )
 
     def stalled_seconds(self, tp: TopicPartition) -> float:
-        """How long a topic partition has stood still though it has something to read."""
-        return self.clock() - self.stalls[tp].since if tp in self.stalls else 0.0
+        """How long a topic partition had stood still at the last probe though it had something to read."""
+        return self._probed - self.stalls[tp].since if self._probed is not None and tp in self.stalls else 0.0
 
     def health(self) -> State:
         """Not good once something is stuck."""

@@ -76,6 +76,15 @@ def test_ends_a_worker_that_stands_still() -> None:
     assert "clickstream[0] has been at offset 1 of 100" in ended[0]
 
 
+def test_says_nothing_of_the_time_after_the_last_probe() -> None:
+    """The broker does not answer any more, and the probe waits for it: that was taken for standing still."""
+    dog, _, clock = watched()
+    probe(dog, clock, 45)
+    clock.now += 60
+    assert dog.health().good
+    assert dog.stalled_seconds(TP) == 15
+
+
 def test_ends_a_worker_whose_group_never_settles_while_kafka_answers() -> None:
     dog, ended, clock = watched(held=True)
     probe(dog, clock, 120)

@@ -173,6 +173,11 @@ class ClickHouseServer:
             if (self.folder / name).exists()
         )
 
+    def check_alive(self) -> None:
+        """Fails with its log when the server has ended by itself."""
+        code = self._process.poll() if self._process is not None else None
+        assert code is None, f"clickhouse-server has ended by itself with {code}\n{self.logs()}"
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
@@ -199,5 +204,8 @@ class ClickHouseServer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.kill()  # an orderly end takes ten seconds
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.check_alive()
+        finally:
+            self.kill()  # an orderly end takes ten seconds
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -258,6 +258,7 @@ class Rig:
         assert self.dead_letters() == self.day.bad
 
     def check_no_crash(self) -> None:
+        self.server.check_alive()
         assert self.may_crash or not any(worker.poll() in CRASHES for worker in self.workers), f"a worker has crashed\n{self.log[-6000:]}"
 
     def check_warehouse(self) -> None:

@@ -199,7 +199,7 @@ class ClickHouseServer:
         try:
             self.start()
         except BaseException:
-            self.__exit__(None, None, None)
+            self._remove()
             raise
         return self
 
@@ -207,5 +207,8 @@ class ClickHouseServer:
         try:
             self.check_alive()
         finally:
-            self.kill()  # an orderly end takes ten seconds
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove()
+
+    def _remove(self) -> None:
+        self.kill()  # an orderly end takes ten seconds
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -9,7 +9,6 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -137,10 +136,6 @@ def _consume(driver: Driver, lane: list[Sent], r: random.Random) -> int:
     driver.flush()
     driver.sink()
     return garbage
-
-
-def ms(when: datetime) -> int:
-    return int(when.timestamp()) * 1000
 
 
 class Reports(NamedTuple):

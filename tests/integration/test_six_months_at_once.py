@@ -22,7 +22,7 @@ from pipeline.definitions_file import load
 from pipeline.files import Keyed, read
 from pipeline.mapping import load_mapping
 from pipeline.sinks.embedded import EmbeddedWarehouse
-from tests.integration.driving import ms, reported, same
+from tests.integration.driving import reported, same
 from tests.oracle import shops
 from tests.oracle.finals import funnel_is_final
 from tests.oracle.sql import Oracle
@@ -148,6 +148,6 @@ def test_run_of_one_file_ends_with_final_numbers(tmp_path: Path, partitions: int
     with opened(tmp_path) as warehouse:
         equal_to_sql(warehouse, tmp_path, sent)
         smallest = warehouse.query("SELECT smallest FROM watermarks")[0][0]
-        shown = warehouse.query("SELECT funnel, window_start, final FROM funnel_report")
+        shown = warehouse.query("SELECT funnel, toUnixTimestamp(window_start), final FROM funnel_report")
         assert {bool(final) for _, _, final in shown} == {True, False}
-        assert all(bool(final) == funnel_is_final(definitions, funnel, ms(start), smallest) for funnel, start, final in shown)
+        assert all(bool(final) == funnel_is_final(definitions, funnel, start * 1000, smallest) for funnel, start, final in shown)

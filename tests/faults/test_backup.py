@@ -142,7 +142,7 @@ def test_backup_and_restore_that_are_killed_are_noticed_and_done_again(build: Bu
         destroy(rig)
         assert killed(rig, point, "restore", saved)
         worker = rig.start()
-        assert worker.wait(60) == 1, f"{point}\n{rig.log}"
+        assert rig.exit_code(worker) == 1, f"{point}\n{rig.log}"
         assert rig.log.count("has no changelog") == number, f"{point}\n{rig.log}"
         rig.until(lambda: "has 1 worker" not in command(rig, "restore", saved).all, 30, "the group has forgotten the worker")
         said = command(rig, "restore", saved)

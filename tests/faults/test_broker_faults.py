@@ -63,7 +63,7 @@ def test_worker_ended_while_the_broker_is_away(build: Build, fragile: EmbeddedKa
     fragile.kill()
     time.sleep(1)
     worker.terminate()
-    assert worker.wait(60) == 0, rig.log
+    assert rig.exit_code(worker) == 0, rig.log
     bring_back(rig, fragile)
     rig.start()
     rig.produce_aside(1)

@@ -49,7 +49,7 @@ def test_flood_of_rejects_stops_the_topic_and_nothing_is_lost(build: Build, smal
         rig.until(lambda: stopped in rig.log, 60, "the brake is on")
         rig.until(lambda: rig.applied() > at, 60, "the other partitions go on")
         worker.terminate()
-        assert worker.wait(60) == 0, rig.log
+        assert rig.exit_code(worker) == 0, rig.log
         assert rig.log.count("consumption of") == 1
         rig.start(SHOPSTREAM_BRAKE_RATIO="1")
         rig.finish()
@@ -131,7 +131,7 @@ def test_event_id_used_again(build: Build, small_day: Day) -> None:
     rig.produce(half / len(rig.day.messages))
     rig.settle()
     worker.terminate()
-    assert worker.wait(60) == 0, rig.log
+    assert rig.exit_code(worker) == 0, rig.log
     rig.start()
     rig.produce(1)
     rig.finish()

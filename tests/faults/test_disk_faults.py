@@ -34,7 +34,7 @@ def test_full_disk_under_a_worker_changes_nothing(build: Build, small_day: Day, 
     rig.produce_aside(0.8)
     rig.settle()
     worker.terminate()
-    assert worker.wait(60) == 0, rig.log
+    assert rig.exit_code(worker) == 0, rig.log
     rig.start()
     rig.produce_aside(1)
     rig.finish()
@@ -44,7 +44,7 @@ def test_kernels_that_can_not_be_kept_stop_the_worker_at_the_start(build: Build,
     disk.fill(small_disk)
     rig = build(events=small_day)
     worker = rig.start(SHOPSTREAM_CACHE=str(small_disk))
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert f"compiled kernels can't be kept in {small_disk}" in rig.log.replace("\n", "")
     assert "SHOPSTREAM_CACHE" in rig.log
     assert "Traceback" not in rig.log

@@ -93,7 +93,7 @@ def test_producer_ids_that_the_broker_has_forgotten(build_forgetful: Build, admi
 
 def test_transaction_time_that_the_broker_does_not_allow_is_said_at_once(build_forgetful: Build) -> None:
     rig = build_forgetful()
-    assert rig.start(SHOPSTREAM_TRANSACTION_SECONDS="60").wait(60) == 1, rig.log
+    assert rig.exit_code(rig.start(SHOPSTREAM_TRANSACTION_SECONDS="60")) == 1, rig.log
     assert "lower SHOPSTREAM_TRANSACTION_SECONDS" in rig.log
     assert not re.search("Traceback|trying again", rig.log)
 
@@ -111,14 +111,14 @@ def test_compacted_changelog_stops_the_worker(build_forgetful: Build, admin: Kaf
         if any(lacks_a_delta(rig, number) for number in range(PARTITIONS)):
             break
     worker.terminate()
-    assert worker.wait(90) == 0, rig.log
+    assert rig.exit_code(worker, 90) == 0, rig.log
     assert any(lacks_a_delta(rig, number) for number in range(PARTITIONS))
     worker = rig.start()
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert "has cleanup.policy=compact: set cleanup.policy=delete" in rig.log
     configure(admin, rig.topics.changelog, {"cleanup.policy": "delete"})
     worker = rig.start()
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert re.search(r"changelog\[\d\]: flush .* is gone\. The state is gone: .*`shopstream rebuild --from earliest`", rig.log)
 
 

@@ -58,7 +58,7 @@ def test_workers_join_and_leave(build: Build, standbys: str) -> None:
     rig.wait_until_owned(2)
     for leaving in (first, second):
         leaving.terminate()
-        assert leaving.wait(60) == 0, rig.log
+        assert rig.exit_code(leaving) == 0, rig.log
     rig.produce_aside(1)
     rig.settle()
     assert third.poll() is None, rig.log
@@ -76,7 +76,7 @@ def test_rolling_restart(build: Build) -> None:
         rig.produce_aside((i + 1) * 0.4)
         rig.while_applying()
         workers[i].terminate()
-        assert workers[i].wait(60) == 0, rig.log
+        assert rig.exit_code(workers[i]) == 0, rig.log
         workers.append(rig.start())
         rig.wait_until_owned(len(workers) - 1)
     rig.produce_aside(1)

@@ -17,12 +17,13 @@ def admin(rig: Rig) -> KafkaAdminClient:
 
 
 def half_way_and_stopped(rig: Rig) -> None:
-    """60% produced, some of it applied, no worker running."""
+    """60% produced, some of it applied in every partition, no worker running."""
     worker = rig.start()
     rig.produce(0.6)
     rig.while_applying()
+    rig.until(lambda: rig.partitions_applied() == PARTITIONS, 60, "something is applied in every partition")
     worker.terminate()
-    assert worker.wait(90) == 0, rig.log
+    assert rig.exit_code(worker, 90) == 0, rig.log
 
 
 def test_consumer_group_is_deleted(build: Build) -> None:
@@ -47,7 +48,7 @@ def _deleted(client: KafkaAdminClient, group: str) -> bool:
 def test_session_shorter_than_the_broker_allows_stops_the_worker(build: Build) -> None:
     rig = build()
     worker = rig.start(SHOPSTREAM_SESSION_SECONDS="2")
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert "Raise SHOPSTREAM_SESSION_SECONDS (6 is allowed everywhere), or set group.min.session.timeout.ms" in rig.log
 
 
@@ -57,7 +58,7 @@ def test_events_deleted_by_retention_before_they_were_read_stop_the_worker(build
     rig.produce(0.9)
     delete_all_records(rig, rig.topics.clickstream, range(PARTITIONS))
     worker = rig.start()
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert "were deleted by the topic's retention before they were read" in rig.log
     assert "SHOPSTREAM_ACCEPT_DELETED_EVENTS" in rig.log
     before = rig.applied()
@@ -72,8 +73,9 @@ def delete_all_records(rig: Rig, topic: str, partitions: Iterable[int]) -> None:
     consumer = KafkaConsumer(bootstrap_servers=[rig.bootstrap])
     ends = consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
     consumer.close()
+    assert all(ends.values()), f"nothing to delete in one of them: {ends}"
     client = admin(rig)
-    client.delete_records({tp: end for tp, end in ends.items() if end})
+    client.delete_records(ends)
     client.close()
 
 
@@ -83,7 +85,7 @@ def test_emptied_changelog_stops_the_worker(build: Build, partitions: Iterable[i
     half_way_and_stopped(rig)
     delete_all_records(rig, rig.topics.changelog, partitions)
     worker = rig.start()
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert "all were deleted. The state is gone" in rig.log
     assert "shopstream rebuild --from earliest" in rig.log
 
@@ -96,11 +98,11 @@ def test_deleted_changelog_stops_the_worker(build: Build) -> None:
     rig.until(lambda: rig.topics.changelog not in client.list_topics(), 30, "the topic is deleted")
     client.close()
     worker = rig.start()
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert f"there is no topic {rig.topics.changelog}" in rig.log
     ensure_topics({"bootstrap_servers": [rig.bootstrap]}, rig.topics, PARTITIONS)
     worker = rig.start()
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert "has no changelog" in rig.log
 
 
@@ -113,10 +115,10 @@ def test_added_partitions_stop_the_worker(build: Build) -> None:
     names = (*rig.topics.sources, *rig.topics.rejected, rig.topics.changelog)
     client.create_partitions(dict.fromkeys(names, PARTITIONS + 1))
     client.close()
-    assert running.wait(90) == 1, rig.log  # it has looked again
+    assert rig.exit_code(running, 90) == 1, rig.log  # it has looked again
     assert "users have moved between partitions" in rig.log
     again = rig.start()
-    assert again.wait(60) == 1, rig.log
+    assert rig.exit_code(again) == 1, rig.log
     assert rig.log.count("users have moved between partitions") > 1
 
 

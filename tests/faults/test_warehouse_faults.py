@@ -139,7 +139,7 @@ def test_worker_ended_while_the_server_is_away_loses_nothing(build: Build, fragi
     rig.produce_aside(0.7)
     rig.until(lambda: "does not take rows" in rig.log, 60, "rows wait for the warehouse")
     worker.terminate()
-    assert worker.wait(90) == 0, rig.log
+    assert rig.exit_code(worker, 90) == 0, rig.log
     assert "the warehouse is away" in rig.log
     fragile.start()
     rig.start()
@@ -183,7 +183,7 @@ def test_read_only_server_stops_the_worker_and_nothing_is_skipped(build: Build, 
         worker = at_work(rig, 0.4)
         change_profile(rig, proxy, "<readonly>1</readonly>")
         rig.produce(0.7)
-        assert worker.wait(60) == 1, rig.log
+        assert rig.exit_code(worker) == 1, rig.log
         assert "Code: 164" in rig.log
         assert "nothing is lost: mend that" in rig.log
         assert "Traceback" not in rig.log
@@ -197,7 +197,7 @@ def test_wrong_password_stops_at_once(build: Build, fragile: ClickHouseServer) -
     rig = build(clickhouse=fragile)
     started = time.monotonic()
     worker = rig.start(SHOPSTREAM_WAREHOUSE_PASSWORD="wrong")
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert "password" in rig.log.lower()
     assert "Traceback" not in rig.log
     assert "trying again" not in rig.log
@@ -210,7 +210,7 @@ def test_column_of_another_type_stops_the_worker_and_skips_nothing(build: Build,
     rig.warehouse.query("RENAME TABLE rejects TO rejects_kept")
     rig.warehouse.query("CREATE TABLE rejects (topic Array(UInt8), partition UInt32) ENGINE = Memory")
     rig.produce(0.9)
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     rig.warehouse.query("DROP TABLE rejects")
     rig.warehouse.query("RENAME TABLE rejects_kept TO rejects")
     rig.start()
@@ -247,7 +247,7 @@ def test_table_dropped_stops_the_worker_until_it_is_there_again(build: Build, fr
     worker = at_work(rig, 0.6)
     rig.warehouse.query("RENAME TABLE kpi_cells TO gone")
     rig.produce(0.9)
-    assert worker.wait(60) == 1, rig.log
+    assert rig.exit_code(worker) == 1, rig.log
     assert "kpi_cells" in rig.log
     assert "Traceback" not in rig.log
     rig.warehouse.query("RENAME TABLE gone TO kpi_cells")

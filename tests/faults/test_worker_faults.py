@@ -17,7 +17,7 @@ def test_worker_ended_half_way_and_started_again(build: Build, how: signal.Signa
     rig.produce_aside(0.6)
     rig.while_applying()
     worker.send_signal(how)
-    assert worker.wait(60) == (0 if how == signal.SIGTERM else -signal.SIGKILL), rig.log
+    assert rig.exit_code(worker) == (0 if how == signal.SIGTERM else -signal.SIGKILL), rig.log
     rig.start()
     rig.produce_aside(1)
     rig.finish()
@@ -42,7 +42,7 @@ def test_worker_kills_itself_at(build: Build, point: str) -> None:
     times = rig.random.randint(1, 3) if point.endswith("commit") else 1  # a fast worker needs no more than one insert for all of it
     worker = rig.start(SHOPSTREAM_FAULT=f"{point}:{times}")
     rig.produce(rig.random.uniform(0.2, 0.8))
-    assert worker.wait(60) == -signal.SIGKILL, rig.log
+    assert rig.exit_code(worker) == -signal.SIGKILL, rig.log
     rig.start()
     rig.produce_aside(1)
     rig.finish()
@@ -55,7 +55,7 @@ def test_worker_ended_in_a_transaction_finishes_it(build: Build) -> None:
     rig.wait_until_frozen(worker)
     worker.terminate()
     worker.send_signal(signal.SIGCONT)
-    assert worker.wait(60) == 0, rig.log
+    assert rig.exit_code(worker) == 0, rig.log
     assert "its transaction failed" not in rig.log
     rig.start()
     rig.produce_aside(1)
@@ -70,7 +70,7 @@ def test_worker_kills_itself_during_restore(build: Build) -> None:
     worker.kill()
     for n in (1, 3):
         worker = rig.start(SHOPSTREAM_FAULT=f"restore:{n}")
-        assert worker.wait(60) == -signal.SIGKILL, rig.log
+        assert rig.exit_code(worker) == -signal.SIGKILL, rig.log
     rig.start()
     rig.produce_aside(1)
     rig.finish()

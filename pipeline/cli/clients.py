@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, wait_exponential_jitter
 
 from pipeline.settings import Settings
 from pipeline.topic_names import Topics
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shopstream")
 T = TypeVar("T")
+
+MEMBERS_KNOWN_MS = 10_000
+"""So long a command believes what it knows of the brokers. kafka-python's five minutes are longer than one that was away stays away."""
 
 
 class Wrong(Exception):
@@ -38,16 +41,30 @@ def open_configured(settings: Settings) -> Any:
         raise Wrong(f"SHOPSTREAM_WAREHOUSE: {error}") from error
 
 
-def patiently(action: Callable[[], T]) -> T:
-    """Do it once the warehouse is there."""
+def is_outage(error: BaseException) -> bool:
+    """Whether the warehouse or Kafka is away: the same question can be answered later."""
+    from kafka.errors import KafkaError, UnknownBrokerIdError
+
     from pipeline.sinks.warehouse import SinkUnavailable
 
+    if isinstance(error, KafkaError):
+        return bool(error.retriable) or isinstance(error, UnknownBrokerIdError)  # the broker left and came back since the client has looked
+    return isinstance(error, SinkUnavailable)
+
+
+def said_of(outage: BaseException | None) -> str:
+    """For a log or a terminal."""
+    from kafka.errors import KafkaError
+
+    return f"trying again: {'Kafka does not answer: ' if isinstance(outage, KafkaError) else ''}{outage}"
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Do it once the warehouse and Kafka are there."""
     return Retrying(
-        retry=retry_if_exception_type(SinkUnavailable),
+        retry=retry_if_exception(is_outage),
         wait=wait_exponential_jitter(0.5, 10),
-        before_sleep=lambda state: log.warning(
-            "the warehouse can't be reached, trying again: %s", state.outcome and state.outcome.exception()
-        ),
+        before_sleep=lambda state: log.warning(said_of(state.outcome.exception() if state.outcome else None)),
     )(action)
 
 
@@ -88,6 +105,7 @@ def topic_names(settings: Settings) -> Topics:
 def admin_arguments(settings: Settings) -> dict[str, Any]:
     """kafka-python's arguments."""
     arguments: dict[str, Any] = {"bootstrap_servers": settings.broker.split(","), "security_protocol": settings.security_protocol}
+    arguments["metadata_max_age_ms"] = MEMBERS_KNOWN_MS
     if settings.ssl_ca_file:
         arguments["ssl_cafile"] = str(settings.ssl_ca_file)
     if settings.sasl_mechanism and settings.sasl_password:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from importlib.metadata import version as installed_version
@@ -132,6 +131,7 @@ def worker(
     from pipeline.definitions_version import at_revision
     from pipeline.sinks import revisions
     from pipeline.sinks.catalog import install
+    from pipeline.streaming.ending import start_again
     from pipeline.streaming.worker import GO_OVER, run_worker
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it is still starting it owns nothing
@@ -151,8 +151,7 @@ def worker(
     patiently(lambda: install(opened, wanted, int(time.time() * 1000), one.revision))
     code = run_worker(options_at(settings, ancestry), wanted, opened)
     if code == GO_OVER:
-        logging.shutdown()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 the same command again: another revision, perhaps other definitions
+        start_again()
     raise SystemExit(code)
 
 

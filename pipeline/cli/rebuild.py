@@ -11,7 +11,8 @@ import os
 import signal
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +23,17 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from pipeline.cli.clients import Failed, Wrong, admin_arguments, open_configured, revision_in_force, topic_names
+from pipeline.cli.clients import (
+    Failed,
+    Wrong,
+    admin_arguments,
+    is_outage,
+    open_configured,
+    patiently,
+    revision_in_force,
+    said_of,
+    topic_names,
+)
 from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -137,6 +148,7 @@ class _Rebuild:
         self._consumer = KafkaConsumer(**self._client, enable_auto_commit=False)
         stack.callback(self._consumer.close)
         self._signals: list[int] = []
+        self._told = ""
         self._rekeyed: Places | None = None
 
     def run(self, from_: str) -> None:
@@ -147,7 +159,7 @@ class _Rebuild:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupted)
         workers = self._worker(one)
-        wanted = self._ends(self._sources(partitions)) if one.moved else {}
+        wanted = patiently(lambda: self._ends(self._sources(partitions))) if one.moved else {}
         console.print(f"computing revision {one.revision} beside revision {one.follows}", highlight=False)
         if one.since:
             console.print(
@@ -155,7 +167,7 @@ class _Rebuild:
                 highlight=False,
             )
         self._until_reached(one, topics, partitions, wanted, workers)
-        lived = self._members(self._names.at(one.follows).app_id) > 0
+        lived = patiently(lambda: self._members(self._names.at(one.follows).app_id)) > 0
         self._show(one)
         console.print(f"revision {one.revision} is in force, {time.monotonic() - began:,.1f} s after the beginning", highlight=False)
         came = self._hand_over(one, topics, partitions, lived, workers)
@@ -242,9 +254,8 @@ class _Rebuild:
     # --- until the swap --------------------------------------------------------------------------------------------------
 
     def _until_reached(self, one: Revision, topics: Topics, partitions: int, wanted: Places, workers: Workers) -> None:
-        from pipeline.sinks.warehouse import SinkUnavailable
-
-        firsts = {(p.topic, p.partition): first for p, first in self._consumer.beginning_offsets(self._sources(partitions)).items()}
+        begin = patiently(lambda: self._consumer.beginning_offsets(self._sources(partitions)))
+        firsts = {(p.topic, p.partition): first for p, first in begin.items()}
         columns = SpinnerColumn(), TextColumn("{task.fields[rate]}"), BarColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             progress.add_task("rebuild", total=None, rate="the worker starts")
@@ -252,16 +263,13 @@ class _Rebuild:
             while True:
                 self._end_if_asked(one, workers)
                 workers.look_after()
-                try:
+                with self._outage_is_waited_for():
                     live, own = self._positions(one, partitions)
-                except SinkUnavailable:
-                    time.sleep(1)
-                    continue
-                target = {place: max(offset, live.get(place, 0), wanted.get(place, 0)) for place, offset in firsts.items()}
-                read = {place: min(max(own.get(place, 0), firsts[place]), end) for place, end in target.items()}
-                bar.show(sum(read.values()) - sum(firsts.values()), sum(target.values()) - sum(firsts.values()))
-                if read == target and self._sent_on(topics, partitions, own):
-                    return
+                    target = {place: max(offset, live.get(place, 0), wanted.get(place, 0)) for place, offset in firsts.items()}
+                    read = {place: min(max(own.get(place, 0), firsts[place]), end) for place, end in target.items()}
+                    bar.show(sum(read.values()) - sum(firsts.values()), sum(target.values()) - sum(firsts.values()))
+                    if read == target and self._sent_on(topics, partitions, own):
+                        return
                 time.sleep(LOOK_SECONDS)
 
     def _positions(self, one: Revision, partitions: int) -> tuple[Places, Places]:
@@ -287,7 +295,6 @@ class _Rebuild:
     # --- the swap, and after it ------------------------------------------------------------------------------------------
 
     def _show(self, one: Revision) -> None:
-        from pipeline.cli.clients import patiently
         from pipeline.sinks import revisions
 
         if one.since:
@@ -295,30 +302,38 @@ class _Rebuild:
         patiently(lambda: revisions.write(self._warehouse, one._replace(shown_at=int(time.time() * 1000))))
 
     def _keep(self, one: Revision) -> None:
-        from pipeline.cli.clients import patiently
         from pipeline.sinks import revisions
 
         patiently(lambda: revisions.keep_before(self._warehouse, self._definitions, one))
 
     def _hand_over(self, one: Revision, topics: Topics, partitions: int, lived: bool, workers: Workers) -> bool:
         """Work on until another worker is there to take over (True), or none comes and all is applied (False)."""
-        from pipeline.sinks.warehouse import SinkUnavailable
-
         began = time.monotonic()
         while True:
             self._end_if_asked(one, workers, shown=True)
             workers.look_after()
-            gone = self._members(self._names.at(one.follows).app_id) == 0
-            if gone and self._members(topics.app_id) > 1:
-                return True
-            if gone and (not lived or time.monotonic() - began > COME_SECONDS):
-                try:
+            with self._outage_is_waited_for():
+                gone = self._members(self._names.at(one.follows).app_id) == 0
+                if gone and self._members(topics.app_id) > 1:
+                    return True
+                if gone and (not lived or time.monotonic() - began > COME_SECONDS):
                     own = self._positions(one, partitions)[1]
                     if all(own.get(place, 0) >= end for place, end in self._ends(self._sources(partitions)).items()):
                         return False
-                except SinkUnavailable:
-                    pass
             time.sleep(MEET_SECONDS)
+
+    @contextmanager
+    def _outage_is_waited_for(self) -> Iterator[None]:
+        """What is asked in it is asked again in the next round when the warehouse or Kafka is away; each outage is told once."""
+        try:
+            yield
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            if self._told != (said := said_of(error)):
+                console.print(said, highlight=False)
+            self._told = said
+            time.sleep(1)
 
     def _members(self, group: str) -> int:
         from pipeline.topics import members

@@ -1,10 +1,11 @@
-"""How a worker ends on what it did not expect: at once, with the last word in its log. A restart is exact; going on, or an orderly end, might not be."""
+"""How a worker ends without waiting: on what it did not expect, with the last word in its log, or to start again. A restart is exact, always."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import sys
 from typing import Any, NoReturn
 
 from pipeline.changelog import ChangelogError
@@ -29,6 +30,12 @@ def end_process(message: str, error: BaseException | None = None) -> NoReturn:
         logging.shutdown()
     finally:  # whatever stands in the way of saying so
         os._exit(1)
+
+
+def start_again() -> NoReturn:
+    """The same command again in this process's place: another revision, perhaps other definitions."""
+    logging.shutdown()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 our own command
 
 
 def end_for(error: BaseException | None) -> NoReturn:

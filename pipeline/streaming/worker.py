@@ -16,7 +16,7 @@ from pipeline.definitions import Definitions
 from pipeline.sinks.warehouse import Warehouse
 from pipeline.streaming.app import create_app
 from pipeline.streaming.crash import crashed
-from pipeline.streaming.ending import end_for, end_process, end_when_out_of_memory
+from pipeline.streaming.ending import end_for, end_process, end_when_out_of_memory, start_again
 from pipeline.streaming.flushes import Feeder, Flusher
 from pipeline.streaming.memory import keep_small
 from pipeline.streaming.options import WorkerOptions
@@ -134,9 +134,11 @@ class Worker:
         code = 0 if self._told_to_stop.is_set() else GO_OVER
         if code == GO_OVER:
             log.info("going over to the revision in force")
-        if self._feeder.gave_up or not left:
+        if self._feeder.gave_up or not left:  # Python would wait for the insert's thread, or the consumer's
+            if code == GO_OVER:
+                start_again()
             logging.shutdown()
-            os._exit(code)  # Python would wait for the insert's thread, or the consumer's
+            os._exit(code)
         return code
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> bool:

@@ -33,6 +33,13 @@ def kafka() -> Iterator[EmbeddedKafka]:
         yield broker
 
 
+@pytest.fixture
+def fragile_broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
+    """A broker of the case's own, whose data outlive it."""
+    with EmbeddedKafka(tmp_path / "kafka", quiet=True) as broker:
+        yield broker
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[EmbeddedCluster]:
     """A frozen broker is out of the replicas in sync after 3 s, long before the others lead in its place (9 s).

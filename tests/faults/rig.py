@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
+from embedded.kafka import EmbeddedKafka
 from generator import Faults, shop
 from pipeline.definitions_file import DEFAULT_FILE, loads
 from pipeline.files import Keyed
@@ -234,6 +236,15 @@ class Rig:
         """Until a worker has said that it took over this many partitions."""
         path = self.folder / f"worker-{worker:02d}.log"
         self.until(lambda: path.read_text(errors="replace").count("taken over at") >= partitions, 60, f"worker {worker} owns {partitions}")
+
+    def bring_back(self, broker: EmbeddedKafka) -> None:
+        """Start the broker again and wait until it knows its topics: the producer of the test itself has no patience."""
+        broker.start()
+        topics = (self.topics.clickstream, self.topics.orders)
+        places = [TopicPartition(topic, p) for topic in topics for p in range(PARTITIONS)]
+        with closing(KafkaConsumer(bootstrap_servers=self.servers)) as consumer:
+            self.until(lambda: all(len(consumer.partitions_for_topic(t) or ()) == PARTITIONS for t in topics), 30, "it knows its topics")
+            self.until(lambda: len(consumer.end_offsets(places)) > 0, 30, "it serves them")
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Until everything produced is in the warehouse."""

@@ -8,63 +8,42 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kafka import KafkaConsumer, TopicPartition
 
 from embedded.kafka import EmbeddedKafka
 from tests.clickhouse_server import free_port
 from tests.faults import disk
 from tests.faults.conftest import Build
-from tests.faults.rig import PARTITIONS, Rig
-
-
-@pytest.fixture
-def fragile(tmp_path: Path) -> Iterator[EmbeddedKafka]:
-    """A broker of the case's own, whose data outlive it."""
-    with EmbeddedKafka(tmp_path / "kafka", quiet=True) as broker:
-        yield broker
-
-
-def bring_back(rig: Rig, broker: EmbeddedKafka) -> None:
-    """Start the broker again and wait until it knows its topics: the producer of the test itself has no patience."""
-    broker.start()
-    consumer = KafkaConsumer(bootstrap_servers=[rig.bootstrap])
-    topics = (rig.topics.clickstream, rig.topics.orders)
-    rig.until(lambda: all(len(consumer.partitions_for_topic(t) or ()) == PARTITIONS for t in topics), 30, "the broker knows its topics")
-    rig.until(
-        lambda: len(consumer.end_offsets([TopicPartition(t, p) for t in topics for p in range(PARTITIONS)])) > 0, 30, "it serves them"
-    )
-    consumer.close()
 
 
 @pytest.mark.parametrize("seconds", [2, 62])  # 62: longer than everything that waits a minute
-def test_broker_killed_and_started_again(build: Build, fragile: EmbeddedKafka, seconds: int) -> None:
-    rig = build(bootstrap=fragile.bootstrap)
+def test_broker_killed_and_started_again(build: Build, fragile_broker: EmbeddedKafka, seconds: int) -> None:
+    rig = build(bootstrap=fragile_broker.bootstrap)
     port = free_port()
     workers = [rig.start(SHOPSTREAM_METRICS_PORT=str(port), SHOPSTREAM_STUCK_SECONDS="8"), rig.start()]
     rig.produce(0.6)
     rig.while_applying()
-    fragile.kill()
+    fragile_broker.kill()
     over = time.monotonic() + seconds
     while time.monotonic() < over:
         time.sleep(2)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
             assert answer.status == 200, "an outage is not being stuck"
-    bring_back(rig, fragile)
+    rig.bring_back(fragile_broker)
     rig.produce_aside(1)
     rig.finish(lived=workers)
     assert rig.log.count("\n") < 600, "an outage does not flood the log"
 
 
-def test_worker_ended_while_the_broker_is_away(build: Build, fragile: EmbeddedKafka) -> None:
-    rig = build(bootstrap=fragile.bootstrap)
+def test_worker_ended_while_the_broker_is_away(build: Build, fragile_broker: EmbeddedKafka) -> None:
+    rig = build(bootstrap=fragile_broker.bootstrap)
     worker = rig.start()
     rig.produce(0.6)
     rig.while_applying()
-    fragile.kill()
+    fragile_broker.kill()
     time.sleep(1)
     worker.terminate()
     assert rig.exit_code(worker) == 0, rig.log
-    bring_back(rig, fragile)
+    rig.bring_back(fragile_broker)
     rig.start()
     rig.produce_aside(1)
     rig.finish()
@@ -87,16 +66,16 @@ def test_full_disk_of_the_broker_ends_it_and_nothing_else(build: Build, on_a_sma
     ballast = disk.fill(on_a_small_disk.folder / "logs")
     rig.until(lambda: not on_a_small_disk.runs, 60, "the broker ends itself")
     ballast.unlink()
-    bring_back(rig, on_a_small_disk)
+    rig.bring_back(on_a_small_disk)
     rig.produce_aside(1)
     rig.finish(lived=workers)
 
 
-def test_broker_is_not_there_yet(build: Build, fragile: EmbeddedKafka) -> None:
-    rig = build(bootstrap=fragile.bootstrap)
-    fragile.kill()
+def test_broker_is_not_there_yet(build: Build, fragile_broker: EmbeddedKafka) -> None:
+    rig = build(bootstrap=fragile_broker.bootstrap)
+    fragile_broker.kill()
     rig.start()
     rig.until(lambda: "can't be reached, trying again" in rig.log, 60, "the worker says what it waits for")
-    bring_back(rig, fragile)
+    rig.bring_back(fragile_broker)
     rig.produce(1)
     rig.finish()

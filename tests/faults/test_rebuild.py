@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
+from embedded.kafka import EmbeddedKafka
 from pipeline.sinks.open import open_warehouse
 from pipeline.sinks.revisions import in_force
 from pipeline.topics import connect, members
@@ -157,6 +159,22 @@ def test_interrupted_at_any_moment_nothing_changes_and_the_same_command_goes_on(
     assert "revision 1 is in force and its workers are at work" in ended(rebuild(rig))
     rig.produce(1)
     rig.finish()
+
+
+def test_broker_is_away_before_the_swap_and_after_it(build: Build, some_day: Day, fragile_broker: EmbeddedKafka) -> None:
+    rig = build(bootstrap=fragile_broker.bootstrap, events=some_day)
+    live = caught_up(rig, 0.7)
+    running = rebuild(rig)
+    assert running.stdout is not None
+    for said in ("computing revision 1", "revision 1 is in force"):
+        while said not in (line := running.stdout.readline()):
+            assert line, "it ended"
+        fragile_broker.kill()
+        time.sleep(rig.random.uniform(5, 15))
+        rig.bring_back(fragile_broker)
+    rig.produce_aside(1)
+    assert "revision 1 is in force and its workers are at work" in ended(running)
+    rig.finish(lived=[live])
 
 
 def forgotten(rig: Rig, revision: int) -> None:

@@ -22,7 +22,6 @@ from rich.console import Console
 from embedded.kafka import EmbeddedKafka
 from tests.clickhouse_server import ClickHouseServer, free_port
 from tests.faults.rig import SESSION_SECONDS, Rig, make_day
-from tests.faults.test_broker_faults import bring_back
 from tests.seed import SEED
 
 EVENTS_A_USER = 27
@@ -91,7 +90,7 @@ class Soak:
     def kill_broker(self) -> None:
         self.kafka.kill()
         time.sleep(self.random.uniform(1, 10))
-        bring_back(self.rig, self.kafka)
+        self.rig.bring_back(self.kafka)
 
     FAULTS = (kill_worker, restart_worker, freeze_worker, kill_warehouse, kill_broker)
 

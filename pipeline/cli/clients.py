@@ -56,7 +56,7 @@ def said_of(outage: BaseException | None) -> str:
     """For a log or a terminal."""
     from kafka.errors import KafkaError
 
-    return f"trying again: {'Kafka does not answer: ' if isinstance(outage, KafkaError) else ''}{outage}"
+    return f"{'Kafka' if isinstance(outage, KafkaError) else 'the warehouse'} can't be reached, trying again: {outage}"
 
 
 def patiently(action: Callable[[], T]) -> T:

@@ -213,14 +213,13 @@ class Rig:
         """Events that the warehouse has heard to be applied."""
         return int(self.warehouse.query("SELECT sum(applied) FROM current_progress")[0][0])
 
-    def partitions_applied(self) -> int:
-        """Partitions of which it has heard any."""
-        return int(self.warehouse.query('SELECT uniqExact("partition") FROM current_progress WHERE applied > 0')[0][0])
-
-    def while_applying(self, least: int = 1) -> None:
-        """Until at least so many events more are applied, and then a random moment longer."""
+    def while_applying(self, least: int = 1, everywhere: bool = False) -> None:
+        """Until at least so many events more are applied (and some in every partition), and then a random moment longer."""
         target = self.applied() + least
         self.until(lambda: self.applied() >= target, SETTLE_SECONDS, f"{target} events applied")
+        if everywhere:
+            begun = 'SELECT uniqExact("partition") FROM current_progress WHERE applied > 0'
+            self.until(lambda: self.warehouse.query(begun) == [(self.partitions,)], SETTLE_SECONDS, "some applied in every partition")
         time.sleep(self.random.uniform(0, 1.0))
 
     def exit_code(self, worker: subprocess.Popen[bytes], seconds: float = 60) -> int:

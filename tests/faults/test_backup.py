@@ -70,7 +70,7 @@ def test_backed_up_in_the_middle_destroyed_restored_and_gone_on(build: Build, ka
     saved = tmp_path / "saved"
     rig.start()
     rig.produce_aside(0.6)
-    rig.while_applying()
+    rig.while_applying(everywhere=True)
     said = command(rig, "backup", saved)
     assert said.code == 1
     assert "has 1 worker: stop them" in said.all
@@ -122,7 +122,7 @@ def test_backup_and_restore_that_are_killed_are_noticed_and_done_again(build: Bu
     rig = build(events=small_day)
     rig.start()
     rig.produce_aside(0.6)
-    rig.while_applying()
+    rig.while_applying(everywhere=True)
     rig.stop_workers()
 
     half, saved = tmp_path / "half", tmp_path / "saved"
@@ -164,7 +164,7 @@ def test_embedded_warehouse_is_lost_and_restored(build: Build, small_day: Day, t
         rig.warehouse.migrate()
         rig.start()
         rig.produce_aside(0.6)
-        rig.while_applying()
+        rig.while_applying(everywhere=True)
         rig.stop_workers()
     said = process(rig, "backup", saved, SHOPSTREAM_WAREHOUSE=f"chdb://{folder}")
     assert said.code == 0, said.out

@@ -30,7 +30,7 @@ def test_frozen_worker_wakes_as_a_zombie_and_changes_nothing(build: Build, stand
     frozen = rig.start()
     rig.start()
     rig.produce_aside(0.6)
-    rig.while_applying(20_000)
+    rig.while_applying(20_000, everywhere=True)  # a standby of what has written nothing is not worth to be taken over
     frozen.send_signal(signal.SIGSTOP)
     rig.produce_aside(0.8)
     rig.while_applying(1000)
